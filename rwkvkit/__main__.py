@@ -1,0 +1,6 @@
+"""``python -m rwkvkit``."""
+
+from rwkvkit.cli import main
+
+if __name__ == "__main__":
+    main()

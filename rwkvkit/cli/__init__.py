@@ -1,0 +1,5 @@
+"""The command line: parse, call, show."""
+
+from rwkvkit.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,101 @@
+"""``rwkvkit generate``: continue a prompt."""
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from rwkvkit.cli.console import Console
+from rwkvkit.cli.options import json_option
+from rwkvkit.errors import UsageError
+
+
+@click.command(short_help="Continue a prompt with a checkpoint.")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--prompt", required=True, help="The text to continue.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="0 always takes the likeliest token.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    default=0.7,
+    show_default=True,
+    help="Share of the probability from which tokens are drawn.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seeds the draw.")
+@json_option
+def generate(
+    checkpoint: Path,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Continue a prompt with CHECKPOINT (.pth), token by token, until the document ends.
+
+    The same arguments give the same text.
+    """
+    console = Console(as_json=as_json)
+    console.echo(prompt)
+    pieces = [
+        console.echo(piece)
+        for piece in stream_text(
+            checkpoint,
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+    ]
+    console.result("")
+    console.finish({"prompt": prompt, "text": "".join(pieces)})
+
+
+def stream_text(
+    checkpoint: Path, prompt: str, *, max_tokens: int, temperature: float, top_p: float, seed: int
+) -> Iterator[str]:
+    """Yield the text that follows ``prompt``, in pieces of whole characters.
+
+    Raises:
+        DataError: the checkpoint cannot be read.
+        UsageError: the prompt is empty, or the model's vocabulary is not the World tokenizer's.
+    """
+    from rwkvkit.model.checkpoint import load_model
+    from rwkvkit.model.generate import generate_tokens
+    from rwkvkit.tokenizer.world import WorldTokenizer
+
+    if not prompt:
+        raise UsageError("the prompt is empty", where="--prompt", hint='give a text, such as "\\n"')
+    model = load_model(checkpoint)
+    tokenizer = WorldTokenizer()
+    prompt_ids = tokenizer.encode(prompt)
+    if prompt_ids.max() >= model.config.vocab_size:
+        raise UsageError(
+            f"the model knows {model.config.vocab_size} tokens, and the World tokenizer gives "
+            f"{prompt_ids.max()} for this prompt",
+            where=str(checkpoint),
+            hint="generate takes models of the World vocabulary (65536 tokens)",
+        )
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in generate_tokens(
+        model,
+        prompt_ids.tolist(),
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    ):
+        if piece := decoder.decode(tokenizer.decode_bytes([token])):
+            yield piece
+    if rest := decoder.decode(b"", final=True):
+        yield rest

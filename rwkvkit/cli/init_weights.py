@@ -1,0 +1,48 @@
+"""``rwkvkit init-weights``: draw the initial weights of a recipe."""
+
+import click
+
+from rwkvkit.cli.console import Console, shape, table
+from rwkvkit.cli.options import recipe_options
+from rwkvkit.recipe.load import load_recipe
+
+
+@click.command("init-weights", short_help="Draw the initial weights of a recipe.")
+@recipe_options
+def init_weights(
+    recipe_name: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
+    """Draw the initial weights of RECIPE and write them as RUN_DIR/rwkv-init.pth.
+
+    They follow from the recipe's seed and sizes. With `model.grow_from`, a smaller checkpoint is
+    stretched over them.
+    """
+    from rwkvkit.model.describe import n_parameters, summary
+    from rwkvkit.model.init import init_table
+    from rwkvkit.workflow import InitialWeights
+
+    console = Console(as_json=as_json)
+    weights = InitialWeights.of(load_recipe(recipe_name, overrides))
+    status = weights.status()
+    parameters = n_parameters(weights.config)
+    facts = {
+        "path": str(weights.path),
+        "up_to_date": status.up_to_date,
+        "reason": status.reason,
+        "model": weights.config.model_dump(),
+        "parameters": parameters,
+    }
+    if dry_run:
+        console.result(f"{weights.path}: {summary(weights.config)}")
+        console.result("up to date" if status.up_to_date else f"would draw: {status.reason}")
+    elif status.up_to_date:
+        console.result(f"init-weights: up to date: {status.reason}")
+    else:
+        console.note(f"init-weights: {status.reason}: drawing {summary(weights.config)}")
+        rows = init_table(weights.make())
+        cells = [(row.name, shape(row.shape), row.rule, row.mean, row.std) for row in rows]
+        for line in table(["tensor", "shape", "rule", "mean", "std"], cells):
+            console.result(line)
+        console.result(f"wrote {weights.path}: {parameters:,} parameters")
+        console.result(f"next: rwkvkit train {recipe_name}")
+    console.finish(facts)

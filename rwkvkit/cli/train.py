@@ -1,0 +1,138 @@
+"""``rwkvkit train``: everything from text to a trained model."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rwkvkit.cli.console import Console, duration
+from rwkvkit.cli.generate import stream_text
+from rwkvkit.cli.options import recipe_options, workers_option
+from rwkvkit.cli.prepare import run_prepare
+from rwkvkit.data.binidx import open_binidx
+from rwkvkit.recipe.dataset import dataset_prefix, make_build
+from rwkvkit.recipe.load import load_recipe
+from rwkvkit.recipe.schema import Recipe, SampleSpec
+
+
+@click.command(short_help="Train the model of a recipe, preparing what is missing.")
+@recipe_options
+@workers_option
+def train(
+    recipe_name: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool, workers: int | None
+) -> None:
+    """Train the model of RECIPE (a path, or the name of a recipe that ships).
+
+    Makes the dataset and the initial weights first if they are missing or out of date, and
+    resumes an interrupted run from its newest checkpoint. Ctrl-C and SIGTERM save one.
+    """
+    from rwkvkit.model.describe import summary
+    from rwkvkit.workflow import Run
+
+    console = Console(as_json=as_json)
+    recipe = load_recipe(recipe_name, overrides)
+    run = Run.of(recipe)
+    if dry_run:
+        _dry_run(recipe, run, console)
+        return
+    facts: dict[str, Any] = {"name": recipe.name, "run_dir": str(recipe.folder)}
+    if recipe.prepare is not None:
+        facts["prepare"] = run_prepare(make_build(recipe), console, workers)
+    init = run.weights.status()
+    console.note(f"init-weights: {init.reason}" + ("" if init.up_to_date else ": drawing them"))
+    if not init.up_to_date:
+        run.weights.make()
+    data = run.data()
+    plan = run.plan(data.n_tokens)
+    console.note(f"model {summary(run.model_config)}")
+    for line in plan.lines:
+        console.note(f"train: {line}")
+    status = run.status(plan)
+    if status.up_to_date:
+        console.note(f"train: up to date: {status.reason}")
+    else:
+        run.train(data, plan, report=console.note, progress=_shower(console))
+    rows = run.last_metrics()
+    facts |= {"skipped": status.up_to_date, "final": str(run.files.final)} | rows
+    console.result(
+        f"trained {rows['step']:,} steps, {rows['tokens']:,} tokens: loss {rows['loss']:.4f}"
+    )
+    console.result(f"weights {run.files.final}, loss curve {run.files.loss_curve}")
+    if recipe.sample:
+        facts["sample"] = _sample(recipe.sample, run.files.final, console)
+    console.result(f'next: rwkvkit generate {run.files.final} --prompt "…"')
+    console.finish(facts)
+
+
+def _shower(console: Console) -> Any:
+    def show(now: Any) -> None:
+        console.progress(
+            f"step {now.step:,}/{now.steps:,}  loss {now.loss:.4f}  lr {now.lr:.2e}"
+            f"  grad {now.grad_norm:.2f}  {now.tokens_per_s:,.0f} tok/s"
+            f"  ETA {duration(now.eta_s)}",
+            last=now.step == now.steps,
+        )
+
+    return show
+
+
+def _dry_run(recipe: Recipe, run: Any, console: Console) -> None:
+    """Show what training would do, as far as it is known before the data is there."""
+    from rwkvkit.model.describe import n_parameters, summary
+
+    steps = []
+    n_tokens = None
+    if recipe.prepare is not None:
+        build = make_build(recipe)
+        for line in build.describe():
+            console.result(f"prepare: {line}")
+        status = build.status()
+        steps.append(("prepare", status))
+        if status.up_to_date:
+            n_tokens = open_binidx(build.prefix).n_tokens
+    else:
+        n_tokens = open_binidx(dataset_prefix(recipe)).n_tokens
+    steps.append(("init-weights", run.weights.status()))
+    console.result(f"model: {summary(run.model_config)}")
+    plan_lines: tuple[str, ...] = ()
+    if n_tokens is not None:
+        plan = run.plan(n_tokens)
+        plan_lines = plan.lines
+        steps.append(("train", run.status(plan)))
+    else:
+        console.result("train: steps and magic_prime follow when the dataset is there")
+    for line in plan_lines:
+        console.result(f"train: {line}")
+    for name, status in steps:
+        verb = "up to date" if status.up_to_date else "would run"
+        console.result(f"{name}: {verb}: {status.reason}")
+    console.finish(
+        {
+            "name": recipe.name,
+            "run_dir": str(recipe.folder),
+            "model": run.model_config.model_dump(),
+            "parameters": n_parameters(run.model_config),
+            "steps": {
+                name: {"up_to_date": status.up_to_date, "reason": status.reason}
+                for name, status in steps
+            },
+            "plan": list(plan_lines),
+        }
+    )
+
+
+def _sample(sample: SampleSpec, weights: Path, console: Console) -> str:
+    console.result(f"sample, continuing {sample.prompt!r}:")
+    text = "".join(
+        console.echo(piece)
+        for piece in stream_text(
+            weights,
+            sample.prompt,
+            max_tokens=sample.max_tokens,
+            temperature=sample.temperature,
+            top_p=sample.top_p,
+            seed=sample.seed,
+        )
+    )
+    console.result("")
+    return text

@@ -1,0 +1,1 @@
+"""From text files to the binidx pair a trainer reads: read, encode, order, write, plan."""

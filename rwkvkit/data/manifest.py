@@ -1,0 +1,192 @@
+"""What a build leaves beside its output, and what it tells the next run."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rwkvkit import files
+from rwkvkit.config import Config
+from rwkvkit.data.sources import InputFile
+from rwkvkit.data.stages import PlanResult, Stage
+from rwkvkit.errors import DataError
+
+FORMAT = 1
+SUFFIX = ".manifest.json"
+
+
+class FileRecord(Config):
+    """A file as the build read or wrote it."""
+
+    path: str
+    """As in the recipe for an input; the bare name for an output."""
+
+    bytes: int
+    """Its size."""
+
+    sha256: str
+    """Its content, hashed."""
+
+
+class StageRecord(Config):
+    """A stage with all its settings, defaults included."""
+
+    stage: str
+    """Its key in the recipe."""
+
+    version: int
+    """Its version when the output was made."""
+
+    settings: dict[str, Any]
+    """What the output's bytes depend on."""
+
+
+class Manifest(Config):
+    """How an output came about. The same inputs and recipe give the same manifest."""
+
+    format: int
+    """Version of this file's layout."""
+
+    rwkvkit: str
+    """Version of the package that made the output."""
+
+    prepare: list[StageRecord]
+    """The chain of stages."""
+
+    seed: int | None
+    """Seed of the shuffle; null if there was none."""
+
+    ctx_len: int | None
+    """The ctx_len that was planned for; null if there was no plan."""
+
+    inputs: list[FileRecord]
+    """Every file that was read, in order."""
+
+    documents_in: int
+    """Documents read."""
+
+    documents: int
+    """Documents written, repetitions counted."""
+
+    tokens: int
+    """Tokens written, the 0 at the end of each document included."""
+
+    rejected: int
+    """Lines that were skipped."""
+
+    outputs: list[FileRecord]
+    """The files that were written, this one excepted."""
+
+    plan: PlanResult | None
+    """Magic prime and exit tokens, if the chain plans."""
+
+
+def manifest_path(prefix: Path) -> Path:
+    """Return where the manifest of an output lies."""
+    return prefix.with_name(prefix.name + SUFFIX)
+
+
+def write_manifest(prefix: Path, manifest: Manifest) -> None:
+    """Write the manifest of an output."""
+    content = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    files.write_text(manifest_path(prefix), content + "\n")
+
+
+def read_manifest(prefix: str | Path) -> Manifest | None:
+    """Return the manifest of an output, or None if it has none.
+
+    Raises:
+        DataError: the manifest is damaged, or written by another version of rwkvkit.
+    """
+    path = manifest_path(Path(prefix))
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise DataError(
+            "the manifest cannot be read: damaged, or of another version of rwkvkit",
+            where=str(path),
+            hint="build the output again",
+        ) from error
+
+
+def records(stages: Iterable[Stage]) -> list[StageRecord]:
+    """Return stages as they are recorded."""
+    return [
+        StageRecord(stage=stage.key, version=stage.version, settings=stage.settings())
+        for stage in stages
+    ]
+
+
+def recipe_change(
+    old: Manifest, prepare: Sequence[StageRecord], seed: int | None, ctx_len: int | None
+) -> str | None:
+    """Say what differs from the recipe that made an output, or return None."""
+    before, after = [r.stage for r in old.prepare], [r.stage for r in prepare]
+    if before != after:
+        return f"stages {', '.join(before)} -> {', '.join(after)}"
+    for was, now in zip(old.prepare, prepare, strict=True):
+        if was.version != now.version:
+            return f"{now.stage} is version {now.version}, was {was.version}"
+        if change := _difference(was.settings, now.settings, ""):
+            return change
+    if old.seed != seed:
+        return f"seed {_word(old.seed)} -> {_word(seed)}"
+    if old.ctx_len != ctx_len:
+        return f"ctx_len {_word(old.ctx_len)} -> {_word(ctx_len)}"
+    return None
+
+
+def input_change(old: Manifest, inputs: Sequence[InputFile], built_ns: int) -> str | None:
+    """Say which input differs from what was read, or return None.
+
+    A file of the same size that was last touched before the build ended (``built_ns``, on the file
+    system's clock) is taken as unchanged; any other is hashed.
+    """
+    known = {record.path: record for record in old.inputs}
+    for file in inputs:
+        record = known.get(file.name)
+        if record is None:
+            return f"input {file.name} is new"
+        if record.bytes != file.size or not _unchanged(file, record, built_ns):
+            return f"input {file.name} changed"
+    gone = known.keys() - {file.name for file in inputs}
+    if gone:
+        return f"input {min(gone)} is gone"
+    if [file.name for file in inputs] != [record.path for record in old.inputs]:
+        return "the inputs are in another order"
+    return None
+
+
+def _unchanged(file: InputFile, record: FileRecord, built_ns: int) -> bool:
+    try:
+        stat = Path(file.path).stat()
+        touched = max(stat.st_mtime_ns, stat.st_ctime_ns)
+        return touched < built_ns or files.sha256(Path(file.path)) == record.sha256
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=file.name) from error
+
+
+def _difference(was: Any, now: Any, name: str) -> str | None:
+    """Name the first place where two settings differ, with both values."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        pairs = [(f"{name}.{key}" if name else key, key) for key in {**was, **now}]
+        changes = (_difference(was.get(key), now.get(key), label) for label, key in pairs)
+        return next(filter(None, changes), None)
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        changes = (
+            _difference(a, b, f"{name}[{i}]") for i, (a, b) in enumerate(zip(was, now, strict=True))
+        )
+        return next(filter(None, changes), None)
+    if was == now:
+        return None
+    if isinstance(was, list) or isinstance(now, list):
+        return f"{name} changed"
+    return f"{name} {_word(was)} -> {_word(now)}"
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else str(value)

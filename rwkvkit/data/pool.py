@@ -1,0 +1,137 @@
+"""Run one function over many tasks in worker processes, results in the order of the tasks."""
+
+import contextlib
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+from rwkvkit.errors import RwkvkitError, SetupError
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+def ordered_map(
+    start: Callable[[int], Callable[[_Task], _Result]], tasks: Iterable[_Task], workers: int
+) -> Iterator[_Result]:
+    """Yield ``start(number)(task)`` for each task, in the order of the tasks.
+
+    Args:
+        start: makes the function of the worker with that number; called once in each worker.
+            It must be picklable if there are several.
+        tasks: what to work on; taken as workers become free.
+        workers: processes to start; with 1, everything happens in this process.
+
+    Raises:
+        RwkvkitError: what the function raised, for the first task in order that failed; a
+            SetupError if a worker died.
+    """
+    if workers == 1:
+        yield from map(start(0), tasks)
+        return
+    with _Workers(start, workers) as crew:
+        yield from crew.map(tasks)
+
+
+class _Workers:
+    """The parent's end: a pipe to each process, at most one task in each.
+
+    A process only ever waits for a task or holds one, so neither end can block the other, and a
+    worker whose parent is gone reads the end of its pipe and leaves.
+    """
+
+    def __init__(self, start: Callable[[int], Any], count: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._processes: dict[Connection, Any] = {}
+        for number in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, start, number), daemon=True)
+            self._processes[ours] = process
+            process.start()
+            theirs.close()
+
+    def __enter__(self) -> "_Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection, process in self._processes.items():
+            connection.close()
+            process.terminate()
+        for process in self._processes.values():
+            process.join()
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
+        remaining = iter(tasks)
+        free = list(self._processes)
+        busy: dict[Connection, int] = {}
+        done: dict[int, tuple[Any, BaseException | None]] = {}
+        given = following = 0
+        exhausted = False
+        while True:
+            while free and not exhausted:
+                try:
+                    task = next(remaining)
+                except StopIteration:
+                    exhausted = True
+                except Exception as error:  # waits for its turn, as a worker's would
+                    exhausted = True
+                    done[given] = None, error
+                else:
+                    connection = free.pop()
+                    self._send(connection, task)
+                    busy[connection] = given
+                    given += 1
+            if not busy and following not in done:
+                return
+            for ready in wait(list(busy), timeout=0 if following in done else None):
+                assert isinstance(ready, Connection)
+                done[busy.pop(ready)] = self._receive(ready)
+                free.append(ready)
+            if following in done:
+                result, failure = done.pop(following)
+                if failure is not None:
+                    raise failure
+                following += 1
+                yield result
+
+    def _send(self, connection: Connection, task: Any) -> None:
+        try:
+            connection.send(task)
+        except OSError as error:
+            raise self._died(connection) from error
+
+    def _receive(self, connection: Connection) -> tuple[Any, BaseException | None]:
+        try:
+            return connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died(connection) from error
+
+    def _died(self, connection: Connection) -> SetupError:
+        process = self._processes[connection]
+        process.join(timeout=5)
+        return SetupError(
+            f"a worker process ended unexpectedly (exit code {process.exitcode})",
+            hint="-9 is mostly a lack of memory: use fewer workers; a script that calls this "
+            "must do so under: if __name__ == '__main__'",
+        )
+
+
+def _serve(connection: Connection, start: Callable[[int], Any], number: int) -> None:
+    """Be a worker: take a task, send back ``(result, error)``, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the workers
+    with contextlib.suppress(EOFError, OSError):
+        function = None
+        while True:
+            task = connection.recv()
+            answer: tuple[Any, BaseException | None]
+            try:
+                function = function or start(number)
+                answer = (function(task), None)
+            except RwkvkitError as error:
+                answer = (None, error)
+            except Exception:
+                answer = (None, RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))
+            connection.send(answer)

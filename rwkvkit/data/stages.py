@@ -1,0 +1,267 @@
+"""The stages of ``prepare``: each one typed class, its fields the keys of the recipe.
+
+A recipe's ``prepare`` is a list of them. What a stage takes from the one before it and gives to the
+next is declared, so a chain can be checked before anything runs (``check_chain``).
+"""
+
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rwkvkit.config import Config
+from rwkvkit.data.prime import coverage_warning, magic_prime
+from rwkvkit.data.sources import InputFile, Source, find_files
+from rwkvkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rwkvkit.tokenizer.world import WorldTokenizer
+
+
+class Stage(Config):
+    """A step of ``prepare``."""
+
+    key: ClassVar[str]
+    """Its name in a recipe."""
+
+    version: ClassVar[int] = 1
+    """Raised when the same settings give other bytes."""
+
+    takes: ClassVar[str | None] = None
+    """What must stand before it: ``text``, ``tokens``, ``binidx`` or nothing."""
+
+    gives: ClassVar[str]
+    """What stands after it."""
+
+    shorthand: ClassVar[str | None] = None
+    """The field that a bare value in the recipe sets (``encode: world``)."""
+
+    @classmethod
+    def expand(cls, value: Any) -> Any:
+        """Turn what the recipe has under the key into a mapping of fields.
+
+        A stage without a value (``- plan``) has none; a bare value goes to ``shorthand``. Whether
+        the fields are right is for validation to say.
+        """
+        if value is None:
+            return {}
+        if isinstance(value, dict) or cls.shorthand is None:
+            return value
+        return {cls.shorthand: value}
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the bytes of the output depend on, for the manifest."""
+        return self.model_dump(mode="json")
+
+    def summary(self) -> str:
+        """Say in a few words what the stage will do."""
+        return " ".join(f"{name}={value}" for name, value in self.settings().items())
+
+
+class Read(Stage):
+    """Read documents from jsonl or plain text files."""
+
+    key: ClassVar[str] = "read"
+    gives: ClassVar[str] = "text"
+
+    sources: Annotated[tuple[Source, ...], Field(strict=False, min_length=1)]
+    """Where the documents come from, in this order."""
+
+    on_error: Literal["stop", "skip"] = "stop"
+    """A bad line ends the build (``stop``), or goes to PREFIX.rejects.jsonl (``skip``)."""
+
+    @classmethod
+    def expand(cls, value: Any) -> Any:
+        """Turn a source or a list of sources into fields; a bare path is a source."""
+        if not isinstance(value, dict) or "sources" not in value:
+            value = {"sources": value}
+        sources = value["sources"]
+        if not isinstance(sources, list | tuple):
+            sources = [sources]
+        return {**value, "sources": [Source.expand(source) for source in sources]}
+
+    def files(self, exclude: Collection[Path] = frozenset()) -> list[InputFile]:
+        """Return the files to read, in order, except those in ``exclude`` (resolved paths).
+
+        Raises:
+            DataError: a source names no file.
+            RecipeError: a file's format must be told.
+        """
+        return find_files(self.sources, exclude)
+
+    def summary(self) -> str:
+        """Name the sources."""
+        names = [
+            f"{source.path or source.builtin}{f' x{source.repeat}' if source.repeat > 1 else ''}"
+            for source in self.sources
+        ]
+        return ", ".join(names) + (", skipping bad lines" if self.on_error == "skip" else "")
+
+
+class Encode(Stage):
+    """Turn each document into token ids, with a 0 at its end."""
+
+    key: ClassVar[str] = "encode"
+    takes: ClassVar[str | None] = "text"
+    gives: ClassVar[str] = "tokens"
+    shorthand: ClassVar[str | None] = "tokenizer"
+
+    tokenizer: Literal["world"] = "world"
+    """The vocabulary: ``world``, that of the RWKV models."""
+
+    vocab: str | None = None
+    """A vocabulary file, if not the one that the package ``rwkv`` carries."""
+
+    def load(self) -> "WorldTokenizer":
+        """Return the tokenizer.
+
+        Raises:
+            DataError, SetupError: the vocabulary is damaged or missing.
+        """
+        return _world(self.vocab)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the vocabulary's content instead of its path."""
+        return {"tokenizer": self.tokenizer, "vocabulary": self.load().fingerprint}
+
+    def summary(self) -> str:
+        """Name the vocabulary."""
+        return self.tokenizer + (f" with {self.vocab}" if self.vocab else "")
+
+
+class RepeatShuffle(Stage):
+    """Write the documents pass after pass, each pass in a fresh order."""
+
+    key: ClassVar[str] = "repeat-shuffle"
+    takes: ClassVar[str | None] = "tokens"
+    gives: ClassVar[str] = "tokens"
+    shorthand: ClassVar[str | None] = "epochs"
+
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """How many passes the corpus holds."""
+
+    shuffle: bool = True
+    """Shuffle each pass; without it every pass has the order of the sources."""
+
+    seed: int | None = None
+    """Seed of the shuffle; the recipe's own if not given."""
+
+    def settings(self) -> dict[str, Any]:
+        """Leave out the seed: the manifest holds the one that counted."""
+        return self.model_dump(mode="json", exclude={"seed"})
+
+    def summary(self) -> str:
+        """Say how many passes and in which order."""
+        order = "each in a fresh order" if self.shuffle else "in the order of the sources"
+        return f"{self.epochs} {'pass' if self.epochs == 1 else 'passes'}, {order}"
+
+
+class WriteBinidx(Stage):
+    """Write the pair PREFIX.bin and PREFIX.idx, with PREFIX.manifest.json beside it."""
+
+    key: ClassVar[str] = "write-binidx"
+    takes: ClassVar[str | None] = "tokens"
+    gives: ClassVar[str] = "binidx"
+    shorthand: ClassVar[str | None] = "prefix"
+
+    prefix: Annotated[str, Field(min_length=1)]
+    """Path of the output without suffix; its folder is created."""
+
+    def settings(self) -> dict[str, Any]:
+        """Leave out the path: where the files lie changes nothing in them."""
+        return {}
+
+    def summary(self) -> str:
+        """Name the files."""
+        return f"{self.prefix}.bin, {self.prefix}.idx, {self.prefix}.manifest.json"
+
+
+class PlanResult(Config):
+    """The numbers training derives from the corpus, with the reference's names."""
+
+    ctx_len: int
+    """Tokens in a training sample."""
+
+    magic_prime: int
+    """See ``rwkvkit.magic_prime``."""
+
+    my_exit_tokens: int
+    """Tokens in the corpus: training ends when it has seen as many."""
+
+    warning: str | None = None
+    """What is unfavourable about this corpus at this ctx_len, if anything."""
+
+    @property
+    def flags(self) -> str:
+        """The same as flags of the reference's command line."""
+        return (
+            f"--my_exit_tokens {self.my_exit_tokens} --magic_prime {self.magic_prime} "
+            f"--ctx_len {self.ctx_len}"
+        )
+
+
+class Plan(Stage):
+    """Check that the corpus suits the ctx_len, and compute magic prime and exit tokens."""
+
+    key: ClassVar[str] = "plan"
+    takes: ClassVar[str | None] = "binidx"
+    gives: ClassVar[str] = "binidx"
+
+    def plan(self, n_tokens: int, ctx_len: int) -> PlanResult:
+        """Return the numbers for a corpus of ``n_tokens``.
+
+        Raises:
+            DataError: the corpus is too small for this ctx_len.
+        """
+        return PlanResult(
+            ctx_len=ctx_len,
+            magic_prime=magic_prime(n_tokens, ctx_len),
+            my_exit_tokens=n_tokens,
+            warning=coverage_warning(n_tokens, ctx_len),
+        )
+
+    def summary(self) -> str:
+        """Say what is computed."""
+        return "magic_prime and my_exit_tokens"
+
+
+STAGES: tuple[type[Stage], ...] = (Read, Encode, RepeatShuffle, WriteBinidx, Plan)
+
+
+def check_chain(stages: Sequence[Stage]) -> None:
+    """Check that each stage finds before it what it takes.
+
+    Raises:
+        RecipeError: a stage is missing, doubled, or out of place.
+    """
+    standing: str | None = None
+    for i, stage in enumerate(stages):
+        where = f"prepare[{i}].{stage.key}"
+        if any(type(other) is type(stage) for other in stages[:i]):
+            raise RecipeError(f"a second {stage.key}", where=where, hint="a chain has one of each")
+        if stage.takes != standing:
+            if stage.takes is None:
+                raise RecipeError(f"{stage.key} must come first", where=where)
+            makers = [other.key for other in STAGES if other.gives == stage.takes]
+            raise RecipeError(
+                f"{stage.key} needs {stage.takes} before it, and finds {standing or 'nothing'}",
+                where=where,
+                hint=f"{stage.takes} come{'s' if stage.takes != 'tokens' else ''} from "
+                + " or ".join(makers),
+            )
+        standing = stage.gives
+    if standing != "binidx":
+        raise RecipeError(
+            "the chain writes nothing",
+            where="prepare",
+            hint="the usual chain is: read, encode, repeat-shuffle, write-binidx, plan",
+        )
+
+
+@lru_cache(maxsize=4)
+def _world(vocab: str | None) -> "WorldTokenizer":
+    from rwkvkit.tokenizer.world import WorldTokenizer
+
+    return WorldTokenizer(Path(vocab) if vocab else None)

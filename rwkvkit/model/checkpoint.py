@@ -1,0 +1,220 @@
+"""Checkpoint files (.pth, a flat dict of tensors) and the models made from them."""
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from rwkvkit.errors import DataError, RecipeError, SetupError, UsageError
+from rwkvkit.files import replacing
+from rwkvkit.model.config import ModelConfig, config_from_state_dict, reasons
+from rwkvkit.model.rwkv import RWKV
+from rwkvkit.ops.inputs import Impl
+
+# The reference trainer writes these three, although layer 0 makes v_first and never reads them.
+_UNUSED = frozenset(f"blocks.0.att.{name}" for name in ("v0", "v1", "v2"))
+
+
+def load_model(
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    dropout: float = 0.0,
+) -> RWKV:
+    """Load an RWKV model; architecture, sizes and ranks are read off the tensors.
+
+    ``model(idx)`` takes token ids, int64 [B, T], and returns logits [B, T, V].
+    ``model(idx, state=s)`` continues from a state and returns logits and the new state;
+    ``model.zero_state(B)`` is the state at the start of a document.
+
+    Args:
+        path_or_state_dict: a .pth file of x052, x060 or x070 weights, or its tensors by name, as
+            published or as written by the reference trainer. They are copied, never modified.
+        dtype: of the weights and activations; the WKV state and the decays stay in float32 (in
+            float64 for float64).
+        device: where the model lives.
+        dropout: probability of dropping an activation in training mode (x052 and x060 only).
+
+    Returns:
+        The model, in training mode, with gradients enabled.
+
+    Raises:
+        DataError: the file cannot be read, or is no checkpoint of a supported RWKV model.
+        UsageError: dropout for x070, or out of range.
+    """
+    if isinstance(path_or_state_dict, Mapping):
+        state_dict, where = path_or_state_dict, None
+    else:
+        path = Path(path_or_state_dict)
+        state_dict, where = read_checkpoint(path), str(path)
+    config = config_from_state_dict(state_dict, where)
+    if dropout:
+        try:
+            config = ModelConfig(**{**config.model_dump(), "dropout": dropout})
+        except ValidationError as error:
+            raise UsageError(reasons(error), where="load_model") from error
+    return build_model(config, state_dict, dtype=dtype, device=device, where=where)
+
+
+def build_model(
+    config: ModelConfig,
+    state_dict: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    grad_cp: bool = False,
+    impl: Impl = "auto",
+    where: str | None = None,
+) -> RWKV:
+    """Make a model of a given shape and fill it with the tensors of a checkpoint.
+
+    Tuned states that the config asks for and the checkpoint lacks start at zero; those that it has
+    and the config does not ask for are left out.
+
+    Args:
+        config: the model's shape.
+        state_dict: tensors by name; copied.
+        dtype: of the weights and activations.
+        device: where the model lives.
+        grad_cp: compute activations again in the backward pass, see :class:`RWKV`.
+        impl: which WKV operator, see :mod:`rwkvkit.ops`.
+        where: the file the tensors come from, for messages.
+
+    Raises:
+        DataError: a tensor is missing, unknown, or of another shape.
+    """
+    with torch.device("meta"):
+        model = RWKV(config, grad_cp=grad_cp, impl=impl)
+    wanted = model.state_dict()
+    given = {
+        name: tensor
+        for name, tensor in state_dict.items()
+        if name not in _UNUSED - wanted.keys()
+        and (config.time_state or not name.endswith(".att.time_state"))
+    }
+    for name, tensor in wanted.items():
+        if name.endswith(".att.time_state"):
+            given.setdefault(name, torch.zeros(tensor.shape))
+    wrong = [f"{name} is missing" for name in wanted if name not in given]
+    wrong += [f"{name} is unknown" for name in given if name not in wanted]
+    wrong += [
+        f"{name} is {list(tensor.shape)}, expected {list(wanted[name].shape)}"
+        for name, tensor in given.items()
+        if name in wanted and tensor.shape != wanted[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise DataError(
+            f"the tensors do not fit an {config.arch} model: {'; '.join(wrong[:5])}{more}",
+            where=where,
+            hint="the config and the checkpoint must describe the same model",
+        )
+    copies = {n: t.detach().to(device=device, dtype=dtype, copy=True) for n, t in given.items()}
+    model.load_state_dict(copies, assign=True)
+    return model
+
+
+def check_config(
+    config: ModelConfig, state_dict: Mapping[str, Tensor], where: str | None = None
+) -> ModelConfig:
+    """Compare the model a recipe asks for with a checkpoint, and return the one to build.
+
+    Only what the recipe gives counts: a rank or width it leaves out is the checkpoint's.
+
+    Args:
+        config: from the recipe.
+        state_dict: the checkpoint's tensors by name.
+        where: the checkpoint's file, for the message.
+
+    Returns:
+        The checkpoint's shape, with ``dropout`` and ``time_state`` as the recipe has them.
+
+    Raises:
+        RecipeError: they differ; lists every difference.
+        DataError: the tensors are no RWKV checkpoint.
+    """
+    found = config_from_state_dict(state_dict, where)
+    training = {"dropout", "time_state"}
+    differences = [
+        f"{name} is {getattr(found, name)} in the checkpoint, {getattr(config, name)} in the recipe"
+        for name in ModelConfig.model_fields
+        if name in config.model_fields_set - training
+        and getattr(found, name) != getattr(config, name)
+    ]
+    if differences:
+        raise RecipeError(
+            f"the checkpoint is another model than the recipe's: {'; '.join(differences)}",
+            where=where,
+            hint="change the recipe's model, or leave its size out to take the checkpoint's",
+        )
+    chosen = {name: getattr(config, name) for name in training & config.model_fields_set}
+    return ModelConfig(**{**found.model_dump(), **chosen})
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read a flat dict of tensors from a .pth file, on the CPU and mapped into memory.
+
+    Only tensors are unpickled, no code runs.
+
+    Raises:
+        DataError: the file is missing, damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise DataError("no such file", where=str(path), hint="give the path of a .pth checkpoint")
+    try:
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except Exception as error:  # torch raises a dozen kinds for damaged files
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise DataError(
+            f"not a readable checkpoint ({type(error).__name__}: {reason})",
+            where=str(path),
+            hint="the file may be cut or damaged; fetch or write it again",
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise DataError(f"holds a {type(content).__name__}, not a dict of tensors", where=str(path))
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise DataError(
+                f"holds {name!r}, a {type(tensor).__name__}, not only tensors by name",
+                where=str(path),
+                hint="a checkpoint is a flat dict of tensors, without optimizer states",
+            )
+    return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def write_checkpoint(
+    state_dict: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write tensors by name as a .pth file, whole or not at all.
+
+    Args:
+        state_dict: the tensors; on any device.
+        path: the file; replaced if it exists.
+        dtype: convert floating tensors to it; None keeps theirs.
+
+    Raises:
+        SetupError: the file cannot be written.
+    """
+    tensors = {}
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach()
+        wanted = dtype if tensor.is_floating_point() else None
+        tensor = tensor.to(device="cpu", dtype=wanted or tensor.dtype).contiguous()
+        whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+        tensors[name] = tensor if whole else tensor.clone()  # else the file holds the whole storage
+    try:
+        with replacing(path) as temporary:
+            torch.save(tensors, temporary)
+    except (OSError, RuntimeError) as error:
+        raise SetupError(
+            f"cannot write the checkpoint ({error})",
+            where=str(path),
+            hint="check the folder's permissions and the free space",
+        ) from error

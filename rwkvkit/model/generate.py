@@ -1,0 +1,87 @@
+"""Sample text from a model, one token at a time."""
+
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from rwkvkit.errors import UsageError
+from rwkvkit.model.rwkv import RWKV
+
+_PROMPT_PIECE = 256  # tokens of a prompt read at once; bounds the logits held for them
+
+
+@torch.inference_mode()
+def generate_tokens(
+    model: RWKV,
+    prompt_ids: Sequence[int],
+    *,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 0.7,
+    seed: int = 0,
+    stop: Collection[int] = (0,),
+) -> Iterator[int]:
+    """Yield the tokens that follow a prompt, each as soon as it is drawn.
+
+    The prompt is read in GPT mode, the rest in RNN mode: time and memory a token do not grow. The
+    model is in evaluation mode while it runs. The draw happens on the CPU: the same seed gives the
+    same text wherever the logits are the same.
+
+    Args:
+        model: any but one with HeadQK.
+        prompt_ids: token ids, at least one; ``[0]`` starts a document from nothing.
+        max_tokens: the most tokens to yield.
+        temperature: divides the logits; 0 always takes the largest.
+        top_p: draws from the fewest tokens whose probabilities sum to this, in (0, 1].
+        seed: of the draw.
+        stop: ids that end the text; they are not yielded.
+
+    Raises:
+        UsageError: an empty prompt, an id outside the vocabulary, or a setting out of range.
+    """
+    _check(model, prompt_ids, temperature, top_p)
+    generator = torch.Generator().manual_seed(seed)
+    device = model.emb.weight.device
+    training = model.training
+    model.eval()
+    try:
+        state = model.zero_state(1)
+        prompt = torch.tensor([prompt_ids], dtype=torch.int64, device=device)
+        for piece in prompt.split(_PROMPT_PIECE, 1):
+            logits, state = model(piece, state=state)
+        for _ in range(max_tokens):
+            token = _draw(logits[0, -1].float().cpu(), temperature, top_p, generator)
+            if token in stop:
+                return
+            yield token
+            logits, state = model(torch.tensor([[token]], device=device), state=state)
+    finally:
+        model.train(training)
+
+
+def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    scaled = (logits - logits.max()) / temperature  # the largest stays finite for any temperature
+    chances, tokens = torch.softmax(scaled, -1).sort(descending=True, stable=True)
+    outside = chances.cumsum(-1) - chances >= top_p
+    outside[0] = False
+    chances = chances.masked_fill(outside, 0)
+    return int(tokens[torch.multinomial(chances, 1, generator=generator)])
+
+
+def _check(model: RWKV, prompt_ids: Sequence[int], temperature: float, top_p: float) -> None:
+    vocab = model.config.vocab_size
+    if not len(prompt_ids):
+        raise UsageError("the prompt is empty", where="prompt", hint="[0] starts a new document")
+    if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab:
+        raise UsageError(
+            f"the prompt has a token id outside 0..{vocab - 1}",
+            where="prompt",
+            hint="the model was made for another vocabulary",
+        )
+    if temperature < 0:
+        raise UsageError(f"temperature {temperature} is negative", where="temperature")
+    if not 0 < top_p <= 1:
+        raise UsageError(f"top_p {top_p} is not in (0, 1]", where="top_p")

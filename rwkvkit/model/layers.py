@@ -1,0 +1,66 @@
+"""Small parts that the architectures share.
+
+B batch, T tokens, C n_embd, H heads, N head size.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from rwkvkit.model.config import ModelConfig
+from rwkvkit.ops.inputs import Impl
+
+
+class TimeMixing(nn.Module):
+    """What the time mixing of every architecture has: its place, heads and an initial state."""
+
+    state_is_value_key = False
+
+    def __init__(self, config: ModelConfig, layer: int, impl: Impl) -> None:
+        super().__init__()
+        self.layer = layer
+        self.impl = impl
+        self.heads = (config.n_head, config.head_size)
+        if config.time_state:
+            self.time_state = nn.Parameter(
+                torch.empty(config.n_head, config.head_size, config.head_size)
+            )
+
+    def origin(self) -> Tensor | None:
+        """The tuned state of a document's start [H, N, N], in the operator's layout, or None.
+
+        ``time_state`` is stored as [head, value, key] in every architecture.
+        """
+        if not hasattr(self, "time_state"):
+            return None
+        return self.time_state if self.state_is_value_key else self.time_state.mT
+
+
+def shift(x: Tensor, last: Tensor | None, resets: Tensor | None) -> Tensor:
+    """The input of the token before.
+
+    Args:
+        x: [B, T, C].
+        last: what came before the first token [B, C], or None for zero.
+        resets: bool [B, T]; zero comes before a token where it is True.
+
+    Returns:
+        [B, T, C].
+    """
+    before = torch.zeros_like(x[:, 0]) if last is None else last.to(x.dtype)
+    previous = torch.cat([before[:, None], x[:, :-1]], 1)
+    return previous if resets is None else previous.masked_fill(resets[..., None], 0)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Take at least float32, for what must not be rounded to bfloat16: decays, norms."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def mixing_vector(width: int) -> nn.Parameter:
+    """A weight a channel, [1, 1, C] as checkpoints store it."""
+    return nn.Parameter(torch.empty(1, 1, width))
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer; none of RWKV's has a bias."""
+    return nn.Linear(inputs, outputs, bias=False)

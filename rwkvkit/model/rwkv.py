@@ -1,0 +1,145 @@
+"""The model around the blocks: embedding, blocks, head; GPT mode and RNN mode.
+
+L layers, B batch, T tokens, C n_embd, V vocab_size, H heads, N head size.
+"""
+
+from types import ModuleType
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rwkvkit.errors import UsageError
+from rwkvkit.model import x052, x060, x070
+from rwkvkit.model.config import ModelConfig
+from rwkvkit.model.layers import linear, wide
+from rwkvkit.model.state import State
+from rwkvkit.ops.inputs import Impl
+
+_ARCHITECTURES: dict[str, ModuleType] = {"x052": x052, "x060": x060, "x070": x070}
+
+
+class RWKV(nn.Module):
+    """An RWKV language model.
+
+    Made by :func:`rwkvkit.model.checkpoint.build_model` or ``load_model``; the constructor alone
+    leaves the parameters without values.
+
+    Attributes:
+        config: its shape.
+        grad_cp: whether the backward pass computes each block's activations again instead of
+            keeping them: less memory, about a third more time.
+    """
+
+    def __init__(self, config: ModelConfig, *, grad_cp: bool = False, impl: Impl = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.grad_cp = grad_cp
+        self.emb = nn.Embedding(config.vocab_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer, impl) for layer in range(config.n_layer))
+        self.ln_out = nn.LayerNorm(config.n_embd)
+        self.head = linear(config.n_embd, config.vocab_size)
+        if config.head_qk:
+            self.head_q = linear(config.n_embd, config.head_qk)
+            self.head_k = linear(config.n_embd, config.head_qk)
+
+    def forward(
+        self, idx: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, State]:
+        """Predict the token after each token.
+
+        Without a state the tokens are the start of a document (GPT mode). With one they continue
+        what the state remembers, by any number of tokens; one at a time is the RNN mode.
+
+        Args:
+            idx: token ids, int64 [B, T].
+            state: what came before, from :meth:`zero_state` or an earlier call.
+            resets: bool [B, T], True where a new document starts: nothing of what came before
+                reaches that token or a later one.
+
+        Returns:
+            Logits [B, T, V] in the weights' dtype; with a state, also the state after the last
+            token.
+
+        Raises:
+            UsageError: a state is given to a model with HeadQK, which needs the whole context.
+        """
+        if state is not None and self.config.head_qk:
+            raise UsageError(
+                "a model with HeadQK cannot continue from a state",
+                where="model(idx, state=...)",
+                hint="HeadQK looks at every earlier token: give the whole text without a state",
+            )
+        before = [None] * self.config.n_layer if state is None else state.layers()
+        after: list[State] = []
+        x = self.drop(self.emb(idx))
+        v_first: Tensor | None = None
+        for block, memory in zip(self.blocks, before, strict=True):
+            if self.grad_cp and torch.is_grad_enabled():
+                x, v_first, memory = checkpoint(
+                    block, x, v_first, resets, memory, use_reentrant=False
+                )
+            else:
+                x, v_first, memory = block(x, v_first, resets, memory)
+            after.append(memory)
+        x = self.ln_out(x)
+        logits = self.head(x)
+        if self.config.head_qk:
+            logits = self._with_copies(logits, x, idx, resets)
+        return logits if state is None else (logits, State.stack(after))
+
+    def zero_state(self, batch_size: int) -> State:
+        """Return the state at a document's start: zero, or the tuned ``time_state``.
+
+        Args:
+            batch_size: B.
+        """
+        config, weight = self.config, self.emb.weight
+        shape = (batch_size, config.n_head, config.head_size, config.head_size)
+        shift = weight.new_zeros(config.n_layer, batch_size, config.n_embd)
+        wkv = wide(weight.new_zeros(config.n_layer, *shape))
+        if config.time_state:
+            blocks = cast("list[Block]", list(self.blocks))
+            wkv = torch.stack([wide(b.att.origin()).expand(shape) for b in blocks])
+        return State(shift, wkv, shift.clone())
+
+    def _with_copies(self, logits: Tensor, x: Tensor, idx: Tensor, resets: Tensor | None) -> Tensor:
+        """HeadQK: raise the logits of earlier tokens whose key fits the current query."""
+        fit = self.head_q(x) @ self.head_k(x).mT / self.config.head_qk
+        fit = fit.tril()
+        if resets is not None:
+            document = resets.cumsum(1)
+            fit = fit * (document[:, :, None] == document[:, None, :])
+        return logits.scatter_add(-1, idx[:, None, :].expand_as(fit), fit)
+
+
+class Block(nn.Module):
+    """Time mixing and channel mixing, each on normalised input and added to the stream."""
+
+    def __init__(self, config: ModelConfig, layer: int, impl: Impl) -> None:
+        super().__init__()
+        architecture = _ARCHITECTURES[config.arch]
+        if layer == 0:
+            self.ln0 = nn.LayerNorm(config.n_embd)
+        self.ln1 = nn.LayerNorm(config.n_embd)
+        self.ln2 = nn.LayerNorm(config.n_embd)
+        self.att = architecture.Attention(config, layer, impl)
+        self.ffn = architecture.FeedForward(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, v_first: Tensor | None, resets: Tensor | None, memory: State | None
+    ) -> tuple[Tensor, Tensor | None, State]:
+        """Run the block on x [B, T, C]; return its output, v_first and the layer's memory."""
+        last_att, wkv, last_ffn = (None, None, None) if memory is None else memory
+        if self.att.layer == 0:
+            x = self.ln0(x)
+        normed = self.ln1(x)
+        mixed, v_first, wkv = self.att(normed, v_first, resets, last_att, wkv)
+        x = self.drop(x + mixed)
+        last_att = normed[:, -1]
+        normed = self.ln2(x)
+        x = self.drop(x + self.ffn(normed, resets, last_ffn))
+        return x, v_first, State(last_att, wkv, normed[:, -1])

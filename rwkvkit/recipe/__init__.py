@@ -1,0 +1,1 @@
+"""Recipes: strict YAML, its schema, and errors that point at the line."""

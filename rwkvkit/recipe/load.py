@@ -1,0 +1,187 @@
+"""Find a recipe, check it against the schema, and point at every mistake."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from rwkvkit.config import Config
+from rwkvkit.data.stages import STAGES, Stage
+from rwkvkit.errors import RecipeError
+from rwkvkit.recipe.schema import Recipe
+from rwkvkit.recipe.source import Source, parse
+from rwkvkit.resources import bundled
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Return the recipes that ship, by name."""
+    return {path.stem: path for path in sorted(bundled("pipelines").glob("*.yaml"))}
+
+
+def find_recipe(recipe: str) -> Path:
+    """Return the file that a path or the name of a bundled recipe means.
+
+    Raises:
+        RecipeError: there is no such file or name.
+    """
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    shipped = bundled_recipes()
+    if recipe in shipped:
+        return shipped[recipe]
+    if path.parts[:1] == ("pipelines",) and path.stem in shipped:
+        return shipped[path.stem]
+    close = _suggestion(path.stem, shipped)
+    raise RecipeError(
+        f"no such recipe{close} (looked in {Path.cwd()} and among those that ship)",
+        where=recipe,
+        hint="give a path, or a name from: rwkvkit recipes",
+    )
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        recipe: a path, or the name of a recipe that ships.
+        overrides: ``key.key=value`` arguments that replace or add values.
+
+    Raises:
+        RecipeError: it cannot be read, or is wrong; every mistake is named with its place.
+        UsageError: an override is malformed.
+    """
+    path = find_recipe(recipe)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"cannot be read: {error}", where=str(path), hint="check permissions and encoding"
+        ) from error
+    source = parse(text, str(path), overrides)
+    mistakes: list[str] = []
+    values = dict(source.data)
+    if "prepare" in values:
+        values["prepare"] = _stages(source, mistakes)
+    try:
+        checked = Recipe.model_validate(values)
+    except ValidationError as error:
+        mistakes += _explain(error, Recipe, source, (), source.data)
+    if mistakes:
+        raise RecipeError(
+            "\n".join(mistakes), hint="rwkvkit recipes show NAME prints recipes that work"
+        )
+    return checked
+
+
+def _stages(source: Source, mistakes: list[str]) -> list[Stage] | None:
+    """Turn the ``prepare`` list into stages; add what is wrong with it to ``mistakes``."""
+    items = source.data["prepare"]
+    if not isinstance(items, list):
+        mistakes.append(f"{source.where(('prepare',))}  prepare: should be a list of stages")
+        return None
+    known = {stage.key: stage for stage in STAGES}
+    stages = []
+    for index, item in enumerate(items):
+        path: tuple[str | int, ...] = ("prepare", index)
+        if not isinstance(item, dict) or len(item) != 1:
+            mistakes.append(
+                f"{source.where(path)}  {_dotted(path)}: should be one stage, `name: settings`"
+            )
+            continue
+        [(name, value)] = item.items()
+        path = (*path, name)
+        if name not in known:
+            mistakes.append(
+                f"{source.where(path, key=True)}  {_dotted(path)}: unknown stage"
+                f"{_suggestion(name, known)}; stages are {', '.join(known)}"
+            )
+            continue
+        try:
+            stages.append(known[name].model_validate(known[name].expand(value)))
+        except ValidationError as error:
+            mistakes += _explain(error, known[name], source, path, value)
+        except RecipeError as error:
+            mistakes.append(f"{source.where(path)}  {_dotted(path)}: {error.what}")
+    return stages or None
+
+
+def _explain(
+    error: ValidationError,
+    schema: type[Config],
+    source: Source,
+    prefix: tuple[str | int, ...],
+    raw: Any,
+) -> list[str]:
+    """Return one line for each mistake: place, key, what is wrong."""
+    lines = []
+    for detail in error.errors():
+        loc = detail["loc"]
+        path = prefix + _written(loc, raw)
+        missing = detail["type"] == "missing"
+        where = source.where(path, key=detail["type"] == "extra_forbidden")
+        shown = (*path, loc[-1]) if missing else path
+        lines.append(f"{where}  {_dotted(shown) or 'recipe'}: {_reason(detail, schema)}")
+    return lines
+
+
+def _reason(detail: ErrorDetails, schema: type[Config]) -> str:
+    """Say what is wrong with one value, in a recipe's words."""
+    kind, value = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key{_suggestion(str(detail['loc'][-1]), _keys(schema, detail['loc']))}"
+    if kind == "missing":
+        return "this key is required"
+    if kind == "value_error":
+        return str(detail["ctx"]["error"])
+    message = detail["msg"].removeprefix("Input ")
+    shown = "" if isinstance(value, dict | list | Config) else f", not {value!r}"
+    return message[0].lower() + message[1:] + shown
+
+
+def _keys(schema: Any, loc: Iterable[str | int]) -> list[str]:
+    """Return the keys allowed where ``loc`` ends."""
+    owners: list[Any] = [schema]
+    for part in list(loc)[:-1]:
+        inner: list[Any] = []
+        for owner in owners:
+            fields = getattr(owner, "model_fields", {})
+            inner += settings_classes(fields[part].annotation) if part in fields else [owner]
+        owners = inner
+    return sorted({key for owner in owners for key in getattr(owner, "model_fields", {})})
+
+
+def settings_classes(annotation: Any) -> list[Any]:
+    """Return the settings classes inside an annotation such as ``list[A | B] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in settings_classes(part)]
+
+
+def _written(loc: tuple[str | int, ...], raw: Any) -> tuple[str | int, ...]:
+    """Drop the parts of a location that the recipe does not spell out (shorthand, unions)."""
+    path: list[str | int] = []
+    for part in loc:
+        inside = (isinstance(raw, dict) and part in raw) or (
+            isinstance(raw, list) and isinstance(part, int) and part < len(raw)
+        )
+        if inside:
+            raw = raw[part]
+            path.append(part)
+    return tuple(path)
+
+
+def _dotted(path: Iterable[str | int]) -> str:
+    """Write a path as ``prepare[0].read.field``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""

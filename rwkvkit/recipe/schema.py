@@ -1,0 +1,125 @@
+"""What a recipe may say."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from rwkvkit.config import Config
+from rwkvkit.data.stages import Stage
+from rwkvkit.errors import RecipeError
+from rwkvkit.model.config import ModelConfig, config_of_size, reasons
+from rwkvkit.train.config import TrainConfig
+
+
+class ModelSpec(Config):
+    """The ``model`` section: a size by name or by its numbers, and the weights to start from."""
+
+    size: str | None = None
+    """Architecture and size, such as ``x070-0.1b``."""
+    arch: str | None = None
+    """``x052``, ``x060`` or ``x070``, instead of ``size``."""
+    n_layer: int | None = Field(default=None, ge=1)
+    """Blocks."""
+    n_embd: int | None = Field(default=None, ge=1)
+    """Width C; a multiple of ``head_size``."""
+    vocab_size: int | None = Field(default=None, ge=1)
+    """Rows of the embedding; 65536 for the World tokenizer."""
+    head_size: int | None = Field(default=None, ge=1)
+    """Channels of a head; 64 in every published model."""
+    dim_ffn: int | None = Field(default=None, ge=1)
+    """Width of the feed-forward layer; follows from ``arch`` and ``n_embd`` unless given."""
+    head_qk: int | None = Field(default=None, ge=0)
+    """Width of the HeadQK option, 0 for none."""
+    weights: str | None = None
+    """A checkpoint to start from; its sizes are read off it, and checked against those here."""
+    grow_from: str | None = None
+    """A smaller checkpoint whose weights are stretched over the new model's."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "ModelSpec":
+        if self.weights and self.grow_from:
+            raise ValueError("weights and grow_from both say where to start: give one")
+        if self.size and self.arch:
+            raise ValueError("size names the architecture already: leave arch out")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """Return the sizes the recipe states, by ``ModelConfig`` field.
+
+        Raises:
+            RecipeError: no such size.
+        """
+        stated = self.model_dump(exclude={"size", "weights", "grow_from"}, exclude_none=True)
+        if self.size:
+            named = config_of_size(self.size)
+            stated = {"arch": named.arch, "n_layer": named.n_layer, "n_embd": named.n_embd} | stated
+        return stated
+
+    def resolve(self) -> ModelConfig:
+        """Return the configuration of a new model.
+
+        Raises:
+            RecipeError: a size is unknown, missing, or contradicts another.
+        """
+        stated = self.given()
+        missing = [key for key in ("arch", "n_layer", "n_embd") if key not in stated]
+        if missing:
+            raise RecipeError(
+                f"the model's {' and '.join(missing)} are not given",
+                where="model",
+                hint="give model.size (such as x070-0.1b), or arch, n_layer and n_embd",
+            )
+        try:
+            return ModelConfig(**stated)
+        except ValidationError as error:
+            raise RecipeError(reasons(error), where="model") from error
+
+
+class SampleSpec(Config):
+    """The ``sample`` section: text to generate when training is done."""
+
+    prompt: str = "\n"
+    """What the text continues."""
+    max_tokens: int = Field(default=100, ge=1)
+    """Length in tokens, unless the model ends the document before."""
+    temperature: float = Field(default=1.0, ge=0)
+    """0 always takes the likeliest token."""
+    top_p: float = Field(default=0.7, gt=0, le=1)
+    """Share of the probability from which tokens are drawn."""
+    seed: int = 0
+    """Seeds the draw."""
+
+
+class Recipe(Config):
+    """A recipe: data, model and training in one file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run and its folder."""
+    seed: int = Field(default=42, ge=0)
+    """Seeds the shuffle, the initial weights and dropout."""
+    ctx_len: int = Field(ge=1)
+    """Tokens a training sample; everything that needs it derives from here."""
+    prepare: list[Stage] | None = Field(default=None, min_length=1)
+    """The stages that make the dataset, in order."""
+    data: str | None = None
+    """A dataset that exists already (the path of its .bin and .idx), instead of ``prepare``."""
+    model: ModelSpec | None = None
+    """Which model."""
+    train: TrainConfig | None = None
+    """How to train it."""
+    sample: SampleSpec | None = None
+    """Text to generate when training is done."""
+    run_dir: str | None = None
+    """The run's folder; ``out/NAME`` unless given."""
+
+    @model_validator(mode="after")
+    def _one_dataset(self) -> "Recipe":
+        if self.prepare is not None and self.data is not None:
+            raise ValueError("prepare makes the dataset and data names one: give one of them")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.run_dir or f"out/{self.name}")

@@ -1,0 +1,1 @@
+"""The trainer: sampling order, schedule, optimizer groups, engine, loop."""

@@ -1,0 +1,119 @@
+"""Training checkpoints: written beside and renamed, checked when read, the newest kept."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rwkvkit.errors import DataError, SetupError
+from rwkvkit.files import fsync, sha256
+
+RECORD = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        folder: where its files are.
+        step: optimizer steps done when it was saved.
+    """
+
+    folder: Path
+    step: int
+
+
+class CheckpointStore:
+    """The checkpoints of one run: folders ``step-00000100`` with a record of their files' hashes.
+
+    A folder appears under its name only when everything in it is on disk.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Checkpoint:
+        """Save a checkpoint and remove the oldest beyond the newest ``keep``.
+
+        Args:
+            step: optimizer steps done.
+            write: writes the files of the state into the folder it is given.
+
+        Raises:
+            SetupError: the disk is full or not writable; older checkpoints are untouched.
+        """
+        final = self.folder / f"step-{step:08d}"
+        beside = self.folder / f".{final.name}.tmp"
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            write(beside)
+            files = sorted(path for path in beside.iterdir())
+            record = {
+                "step": step,
+                "files": {
+                    path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
+                    for path in files
+                },
+            }
+            (beside / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            for path in [*files, beside / RECORD]:
+                fsync(path)
+            if final.exists():
+                shutil.rmtree(final)
+            beside.rename(final)
+            fsync(self.folder)
+        except (OSError, RuntimeError) as error:
+            raise SetupError(
+                f"the checkpoint of step {step} could not be saved: {error}",
+                where=str(final),
+                hint="make room or check permissions, then run the same command: it resumes from "
+                "the last checkpoint that was saved",
+            ) from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        for old in self._all()[: -self._keep]:
+            shutil.rmtree(old.folder)
+        return Checkpoint(final, step)
+
+    def newest(self, report: Callable[[str], None]) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole; report each damaged one that is passed over.
+
+        Raises:
+            DataError: there are checkpoints, but every one is damaged.
+        """
+        found = self._all()
+        for checkpoint in reversed(found):
+            damage = _damage(checkpoint)
+            if damage is None:
+                return checkpoint
+            report(f"{checkpoint.folder} is damaged ({damage}): trying the checkpoint before it")
+        if found:
+            raise DataError(
+                "every checkpoint of this run is damaged",
+                where=str(self.folder),
+                hint="move the folder away to start the run again",
+            )
+        return None
+
+    def _all(self) -> list[Checkpoint]:
+        folders = sorted(self.folder.glob("step-" + "[0-9]" * 8))
+        return [Checkpoint(path, int(path.name.removeprefix("step-"))) for path in folders]
+
+
+def _damage(checkpoint: Checkpoint) -> str | None:
+    """Say what is wrong with a checkpoint's files, or None."""
+    try:
+        record = json.loads((checkpoint.folder / RECORD).read_text(encoding="utf-8"))
+        for name, facts in record["files"].items():
+            path = checkpoint.folder / name
+            if path.stat().st_size != facts["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {facts['size']}"
+            if sha256(path) != facts["sha256"]:
+                return f"the content of {name} has changed"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{RECORD}: {error}" if not isinstance(error, FileNotFoundError) else str(error)
+    return None

@@ -1,0 +1,65 @@
+"""The ``train`` section of a recipe."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rwkvkit.config import Config
+
+
+class TrainConfig(Config):
+    """How a model is trained; names and defaults follow the reference trainer."""
+
+    micro_bsz: int = Field(ge=1)
+    """Samples in one forward and backward pass."""
+    accumulate_grad_batches: int = Field(default=1, ge=1)
+    """Passes whose gradients add up to one optimizer step."""
+    lr_init: float = Field(ge=0)
+    """Learning rate after warmup."""
+    lr_final: float = Field(ge=0)
+    """Learning rate at the end of the run."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Optimizer steps over which the learning rate rises from a hundredth."""
+    my_exit_tokens: int | None = Field(default=None, ge=1)
+    """Tokens after which the run ends, on a cosine; the dataset's own number unless given."""
+    total_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps after which the run ends, on an exponential; instead of tokens."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's decay of the first moment."""
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    """Adam's decay of the second moment."""
+    adam_eps: float = Field(default=1e-8, gt=0)
+    """Adam's epsilon (the reference's pretraining demo uses 1e-18)."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of the matrices."""
+    weight_decay_final: float | None = Field(default=None, gt=0)
+    """Weight decay at the end of the run, reached exponentially."""
+    grad_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout after the embedding and both halves of a block (x052 and x060)."""
+    grad_cp: bool = False
+    """Keep only each block's input and compute the rest again in the backward pass."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 keeps fp32 masters; auto takes it where the device computes in it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+    wkv: Literal["auto", "chunked", "naive"] = "auto"
+    """The WKV operator."""
+    save_every: int | None = Field(default=None, ge=1)
+    """Optimizer steps between checkpoints; a mini-epoch or a tenth of the run unless given."""
+    keep: int = Field(default=3, ge=1)
+    """How many of the newest checkpoints stay."""
+
+    @model_validator(mode="after")
+    def _one_end(self) -> "TrainConfig":
+        if self.my_exit_tokens is not None and self.total_steps is not None:
+            raise ValueError("my_exit_tokens and total_steps both end the run: give one")
+        if self.weight_decay_final is not None and self.weight_decay == 0:
+            raise ValueError("weight_decay_final needs a weight_decay above 0 to start from")
+        return self
+
+    @property
+    def global_batch(self) -> int:
+        """Samples an optimizer step."""
+        return self.micro_bsz * self.accumulate_grad_batches

@@ -1,0 +1,152 @@
+"""What the training loop asks of an engine, and the engine for one process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rwkvkit.errors import DivergedError
+from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
+from rwkvkit.model.loss import lm_loss
+from rwkvkit.train.config import TrainConfig
+from rwkvkit.train.optimizer import optimizer_groups
+
+MODEL_FILE = "model.pth"
+OPTIMIZER_FILE = "optimizer.pt"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step measured.
+
+    Attributes:
+        loss: mean cross entropy over the global batch, before the update.
+        grad_norm: norm of the whole gradient before clipping.
+    """
+
+    loss: float
+    grad_norm: float
+
+
+class Engine(Protocol):
+    """Runs optimizer steps and keeps their state; the loop knows nothing else of the hardware."""
+
+    def step(self, x: Tensor, y: Tensor, *, lr: float, weight_decay: float) -> StepResult:
+        """Take one optimizer step.
+
+        Args:
+            x: input ids, int64 [G, T].
+            y: target ids, int64 [G, T].
+            lr: learning rate before a group's ``lr_scale``.
+            weight_decay: weight decay of the groups that decay.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite; the weights are unchanged.
+        """
+
+    def save(self, folder: Path) -> None:
+        """Write weights, masters, moments and random states into ``folder``."""
+
+    def load(self, folder: Path) -> None:
+        """Read what ``save`` wrote, so that the next step is the one an unbroken run would take."""
+
+
+class TorchEngine:
+    """One process on one device: AdamW over float32 masters.
+
+    In fp32 the masters are the parameters themselves. In bf16 the model holds rounded copies,
+    renewed after each step, and gradients of all passes add up in float32.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self.model = model
+        self._micro_bsz = config.micro_bsz
+        self._grad_clip = config.grad_clip
+        self._device = next(model.parameters()).device
+        groups = optimizer_groups(model, weight_decay=config.weight_decay)
+        self._names = [name for group in groups for name in group["names"]]
+        self._params = [param for group in groups for param in group["params"]]
+        self._shared = all(param.dtype == torch.float32 for param in self._params)
+        self._masters = (
+            self._params
+            if self._shared
+            else [param.detach().float().requires_grad_() for param in self._params]
+        )
+        remaining = iter(self._masters)
+        self._optimizer = torch.optim.AdamW(
+            [
+                {
+                    "params": [next(remaining) for _ in group["params"]],
+                    "lr_scale": group["lr_scale"],
+                    "decays": group["weight_decay"] > 0,
+                }
+                for group in groups
+            ],
+            betas=(config.beta1, config.beta2),
+            eps=config.adam_eps,
+            fused=True,
+        )
+
+    def step(self, x: Tensor, y: Tensor, *, lr: float, weight_decay: float) -> StepResult:
+        """Take one optimizer step; see ``Engine.step``."""
+        passes = len(x) // self._micro_bsz
+        loss = torch.zeros((), device=self._device)
+        for x_micro, y_micro in zip(x.chunk(passes), y.chunk(passes), strict=True):
+            logits = self.model(x_micro.to(self._device, non_blocking=True))
+            part = lm_loss(logits, y_micro.to(self._device, non_blocking=True)) / passes
+            part.backward()
+            loss += part.detach()
+            self._collect_gradients()
+        grad_norm = nn.utils.clip_grad_norm_(self._masters, self._grad_clip)
+        result = StepResult(loss.item(), grad_norm.item())
+        if not torch.isfinite(torch.tensor([result.loss, result.grad_norm])).all():
+            self._optimizer.zero_grad()
+            raise DivergedError(f"loss {result.loss}, gradient norm {result.grad_norm}")
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+            group["weight_decay"] = weight_decay if group["decays"] else 0.0
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._publish_masters()
+        return result
+
+    def save(self, folder: Path) -> None:
+        """Write the whole training state; see ``Engine.save``."""
+        write_checkpoint(self.model.state_dict(), folder / MODEL_FILE)
+        state: dict[str, Any] = {
+            "optimizer": self._optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        if self._device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state()
+        if not self._shared:
+            state["masters"] = dict(zip(self._names, self._masters, strict=True))
+        torch.save(state, folder / OPTIMIZER_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read the whole training state; see ``Engine.load``."""
+        self.model.load_state_dict(read_checkpoint(folder / MODEL_FILE))
+        state = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+        self._optimizer.load_state_dict(state["optimizer"])
+        if not self._shared:
+            for name, master in zip(self._names, self._masters, strict=True):
+                master.data.copy_(state["masters"][name])
+        torch.set_rng_state(state["random"])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"])
+
+    def _collect_gradients(self) -> None:
+        if self._shared:
+            return
+        for master, param in zip(self._masters, self._params, strict=True):
+            if param.grad is not None:
+                gradient = param.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                param.grad = None
+
+    @torch.no_grad()
+    def _publish_masters(self) -> None:
+        if not self._shared:
+            torch._foreach_copy_(self._params, self._masters)

@@ -1,0 +1,196 @@
+"""The training loop, from top to bottom."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rwkvkit.data.binidx import Binidx
+from rwkvkit.errors import DivergedError, InterruptedRun
+from rwkvkit.model.checkpoint import write_checkpoint
+from rwkvkit.model.rwkv import RWKV
+from rwkvkit.train.checkpoints import CheckpointStore
+from rwkvkit.train.engine import Engine, TorchEngine
+from rwkvkit.train.metrics import MetricsLog, plot_loss
+from rwkvkit.train.plan import TrainPlan
+from rwkvkit.train.sampler import SampleReader
+from rwkvkit.train.signals import StopRequest
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step.
+
+    Attributes:
+        step: optimizer steps done.
+        steps: optimizer steps of the run.
+        tokens: tokens trained on.
+        loss: cross entropy of the step, nats a token.
+        lr: learning rate of the step.
+        grad_norm: gradient norm before clipping.
+        tokens_per_s: speed of this process since it started, without its first step.
+        eta_s: seconds that remain at this speed.
+    """
+
+    step: int
+    steps: int
+    tokens: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens_per_s: float
+    eta_s: float
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a run, all in one folder.
+
+    Attributes:
+        folder: the run's folder.
+    """
+
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints to resume from."""
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a step."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def loss_curve(self) -> Path:
+        """The picture of the loss."""
+        return self.folder / "loss.png"
+
+    @property
+    def final(self) -> Path:
+        """The weights at the end of the run, under the name the reference uses."""
+        return self.folder / "rwkv-final.pth"
+
+
+def train(
+    model: RWKV,
+    data: Binidx,
+    plan: TrainPlan,
+    files: RunFiles,
+    *,
+    seed: int,
+    report: Callable[[str], None],
+    progress: Callable[[Progress], None],
+) -> Progress | None:
+    """Train ``model`` to the end of its schedule, resuming from the newest whole checkpoint.
+
+    Args:
+        model: a model with its initial weights, on the plan's device in the plan's dtype.
+        data: the dataset.
+        plan: the choices of the run.
+        files: where the run's files go.
+        seed: seeds dropout.
+        report: takes lines for people.
+        progress: called after each step.
+
+    Returns:
+        The last step's progress, or None if the run was complete already.
+
+    Raises:
+        DivergedError: the loss or the gradient was not finite.
+        InterruptedRun: SIGINT or SIGTERM asked to stop; a checkpoint was saved.
+        SetupError: a checkpoint could not be saved.
+        DataError: a token is outside the vocabulary, or every checkpoint is damaged.
+    """
+    batch, steps = plan.config.global_batch, plan.schedule.steps
+    torch.manual_seed(seed)
+    engine: Engine = TorchEngine(model, plan.config)
+    store = CheckpointStore(files.checkpoints, keep=plan.config.keep)
+    newest = store.newest(report)
+    done = newest.step if newest else 0
+    if newest:
+        engine.load(newest.folder)
+        report(f"resuming from {newest.folder}: {done:,} of {steps:,} steps are done")
+    samples = SampleReader(data, plan.magic_prime, plan.ctx_len, model.config.vocab_size)
+    model.train()
+
+    now: Progress | None = None
+    clock = Clock(done)
+    with StopRequest() as stop, MetricsLog(files.metrics, done=done) as metrics:
+        while done < steps:
+            lr, weight_decay = plan.schedule.lr(done), plan.schedule.weight_decay(done)
+            x, y = samples.read(1 + done * batch, batch)
+            try:
+                result = engine.step(
+                    torch.from_numpy(x), torch.from_numpy(y), lr=lr, weight_decay=weight_decay
+                )
+            except DivergedError as error:
+                raise _diverged(error, done, store, files) from None
+            done += 1
+            rate = clock.rate(done) * batch * plan.ctx_len
+            now = Progress(
+                step=done,
+                steps=steps,
+                tokens=done * batch * plan.ctx_len,
+                loss=result.loss,
+                lr=lr,
+                grad_norm=result.grad_norm,
+                tokens_per_s=rate,
+                eta_s=(steps - done) * batch * plan.ctx_len / rate,
+            )
+            metrics.write(
+                {
+                    "step": done,
+                    "tokens": now.tokens,
+                    "loss": result.loss,
+                    "lr": lr,
+                    "weight_decay": weight_decay,
+                    "grad_norm": result.grad_norm,
+                    "tokens_per_s": round(rate, 1),
+                }
+            )
+            progress(now)
+            if stop.name or done % plan.save_every == 0 or done == steps:
+                store.save(done, engine.save)
+                plot_loss(files.metrics, files.loss_curve)
+            if stop.name and done < steps:
+                raise InterruptedRun(
+                    f"{stop.name} after step {done:,} of {steps:,}; a checkpoint was saved",
+                    where=str(files.checkpoints),
+                    hint="the same command resumes from it",
+                )
+    write_checkpoint(model.state_dict(), files.final)
+    return now
+
+
+class Clock:
+    """Measures steps a second, leaving out the first step, which warms caches up."""
+
+    def __init__(self, done: int) -> None:
+        self._since = time.monotonic()
+        self._from = done
+        self._first = done + 1
+
+    def rate(self, done: int) -> float:
+        """Return steps a second up to step ``done``."""
+        now = time.monotonic()
+        rate = (done - self._from) / max(now - self._since, 1e-9)
+        if done == self._first:
+            self._since, self._from = now, done
+        return rate
+
+
+def _diverged(
+    error: DivergedError, done: int, store: CheckpointStore, files: RunFiles
+) -> DivergedError:
+    last = store.newest(lambda line: None)
+    kept = f"the last good checkpoint is {last.folder}" if last else "no checkpoint was saved yet"
+    return DivergedError(
+        f"step {done + 1} gave {error.what}; the weights were not updated, and {kept}",
+        where=str(files.folder),
+        hint="lower train.lr_init, raise train.warmup_steps or train.adam_eps, and start the run "
+        "again under another name",
+    )

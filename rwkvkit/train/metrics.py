@@ -1,0 +1,74 @@
+"""``metrics.jsonl``, the record of a run, and the loss curve drawn from it."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+
+from rwkvkit.files import replacing, write_text
+
+
+class MetricsLog:
+    """Appends a line of JSON for each optimizer step and flushes it.
+
+    Rows: ``step`` (steps done, from 1), ``tokens`` (trained so far), ``loss`` (nats a token),
+    ``lr``, ``weight_decay``, ``grad_norm`` (before clipping), ``tokens_per_s``.
+    """
+
+    def __init__(self, path: Path, *, done: int) -> None:
+        """Open the log of a run that has ``done`` steps; rows of later steps are cut off."""
+        kept = [row for row in read_metrics(path) if row["step"] <= done]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: dict[str, float]) -> None:
+        """Append one row."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Return the rows of a log; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def plot_loss(metrics: Path, picture: Path) -> None:
+    """Draw the loss and its running mean over the tokens of a run, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(metrics)
+    tokens = [row["tokens"] for row in rows]
+    loss = [row["loss"] for row in rows]
+    smooth: list[float] = []
+    for value in loss:
+        smooth.append(value if not smooth else 0.95 * smooth[-1] + 0.05 * value)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(tokens, loss, linewidth=0.6, alpha=0.4, color="tab:blue", label="loss")
+    axes.plot(tokens, smooth, linewidth=1.6, color="tab:blue", label="smoothed")
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("cross entropy (nats a token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,58 @@
+"""Which parameters share a learning rate and a weight decay."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+
+class _Rule(NamedTuple):
+    matches: Callable[[str, Tensor], bool]
+    lr_scale: float
+    decays: bool
+
+
+# The first rule that matches a parameter's name wins. Names of one architecture do not occur in
+# another, so one table serves x052, x060 (`time_...`) and x070 (`att.w0`, `att.x_r`, ...).
+_RULES = (
+    _Rule(lambda name, _: "_w1" in name or "_w2" in name, 1.0, False),
+    _Rule(lambda name, _: "time_state" in name, 1.0, True),
+    _Rule(lambda name, _: "time_mix" in name or "time_maa" in name, 1.0, False),
+    _Rule(lambda name, _: "time_faaaa" in name, 1.0, False),
+    _Rule(lambda name, _: "time_decay" in name or "att.w0" in name, 2.0, False),
+    _Rule(lambda name, p: p.squeeze().dim() >= 2 and ".weight" in name, 1.0, True),
+    _Rule(lambda name, _: True, 1.0, False),
+)
+
+
+def optimizer_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Sort a model's trainable parameters into optimizer groups, as the reference does.
+
+    Matrices decay; vectors, low-rank factors and mixing weights do not; base decays learn twice as
+    fast. Frozen parameters are left out, and so are groups without a parameter.
+
+    Args:
+        model: an RWKV model of any architecture.
+        weight_decay: of the groups that decay.
+
+    Returns:
+        Dicts with ``names``, ``params`` (in the same order), ``lr_scale`` (the factor on the
+        schedule's learning rate) and ``weight_decay``, ready for ``torch.optim.AdamW``.
+    """
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rule = next(rule for rule in _RULES if rule.matches(name, parameter))
+        group = groups.setdefault(
+            (rule.lr_scale, rule.decays),
+            {
+                "names": [],
+                "params": [],
+                "lr_scale": rule.lr_scale,
+                "weight_decay": weight_decay if rule.decays else 0.0,
+            },
+        )
+        group["names"].append(name)
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]

@@ -1,0 +1,83 @@
+"""Everything a training run needs to know before its first step, computed and explained."""
+
+from dataclasses import dataclass
+
+from rwkvkit.data.prime import magic_prime
+from rwkvkit.train.config import TrainConfig
+from rwkvkit.train.device import Placement, choose_placement
+from rwkvkit.train.sampler import MINI_EPOCH_SAMPLES
+from rwkvkit.train.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """The choices of a run.
+
+    Attributes:
+        config: the recipe's settings.
+        ctx_len: tokens a sample.
+        magic_prime: the prime that orders the samples.
+        placement: device and precision.
+        schedule: learning rate and weight decay by step.
+        save_every: optimizer steps between checkpoints.
+        lines: each choice with its reason, for people.
+    """
+
+    config: TrainConfig
+    ctx_len: int
+    magic_prime: int
+    placement: Placement
+    schedule: Schedule
+    save_every: int
+    lines: tuple[str, ...]
+
+
+def plan_training(config: TrainConfig, *, n_tokens: int, ctx_len: int) -> TrainPlan:
+    """Make the choices that depend on the dataset and the machine.
+
+    Args:
+        config: the recipe's settings.
+        n_tokens: tokens in the dataset.
+        ctx_len: tokens a sample.
+
+    Raises:
+        DataError: the dataset is too small for ``ctx_len``.
+        RecipeError: the machine lacks the device that the recipe asks for.
+    """
+    prime = magic_prime(n_tokens, ctx_len)
+    placement = choose_placement(config.device, config.precision)
+    batch = config.global_batch
+    tokens_per_step = batch * ctx_len
+    exit_tokens = None if config.total_steps else (config.my_exit_tokens or n_tokens)
+    schedule = Schedule(
+        lr_init=config.lr_init,
+        lr_final=config.lr_final,
+        warmup_steps=config.warmup_steps,
+        total_steps=config.total_steps,
+        exit_tokens=exit_tokens,
+        tokens_per_step=tokens_per_step if exit_tokens else None,
+        weight_decay=config.weight_decay,
+        weight_decay_final=config.weight_decay_final,
+    )
+    if config.total_steps:
+        end = "total_steps in the recipe"
+    elif config.my_exit_tokens:
+        end = f"my_exit_tokens {config.my_exit_tokens:,} in the recipe"
+    else:
+        end = f"the dataset's {n_tokens:,} tokens once"
+    mini_epoch = max(1, MINI_EPOCH_SAMPLES // batch)
+    tenth = max(1, schedule.steps // 10)
+    save_every = config.save_every or min(mini_epoch, tenth)
+    if config.save_every:
+        save_reason = "save_every in the recipe"
+    else:
+        save_reason = "a mini-epoch" if mini_epoch <= tenth else "a tenth of the run"
+    lines = (
+        *placement.reasons,
+        f"global batch {batch} samples = micro_bsz {config.micro_bsz}"
+        f" x accumulate_grad_batches {config.accumulate_grad_batches}: {tokens_per_step:,} tokens",
+        f"magic_prime {prime}: the largest 3n+2 prime below {n_tokens:,} tokens / {ctx_len}",
+        f"{schedule.steps:,} steps: {end}",
+        f"a checkpoint every {save_every} steps: {save_reason}; the newest {config.keep} stay",
+    )
+    return TrainPlan(config, ctx_len, prime, placement, schedule, save_every, lines)

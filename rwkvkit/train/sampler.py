@@ -1,0 +1,70 @@
+"""The order in which training visits the tokens of a dataset."""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvkit.data.binidx import Binidx
+from rwkvkit.errors import DataError
+
+MINI_EPOCH_SAMPLES = 40320
+"""Samples in a mini-epoch, the reference's unit of progress."""
+
+
+def sample_offsets(magic_prime: int, ctx_len: int, start: int, count: int) -> NDArray[np.int64]:
+    """Return where the samples ``ii = start … start + count - 1`` begin in the token stream.
+
+    Sample ``ii`` starts at token ``((f · ii³) mod p) · ctx_len`` with ``p = magic_prime`` and
+    ``f = int(p · (√5 - 1) / 2)``. As ``p % 3 == 2``, cubing permutes the residues modulo p, so
+    any p consecutive samples visit every slot once. One optimizer step of global batch G uses
+    ``ii = 1 + step · G … step · G + G``, whatever the number of processes.
+
+    Args:
+        magic_prime: the dataset's prime (see ``rwkvkit.magic_prime``).
+        ctx_len: tokens a sample.
+        start: the first ``ii``; the reference counts from 1.
+        count: how many samples.
+
+    Returns:
+        int64 array [count] of token offsets, computed in exact integers.
+    """
+    factor = int(magic_prime * (sqrt(5) - 1) / 2)
+    slots = (factor * pow(ii, 3, magic_prime) % magic_prime for ii in range(start, start + count))
+    return np.fromiter((slot * ctx_len for slot in slots), dtype=np.int64, count=count)
+
+
+@dataclass(frozen=True)
+class SampleReader:
+    """Reads the samples of an optimizer step from a dataset in the reference's order.
+
+    Attributes:
+        data: the dataset.
+        magic_prime: its prime for ``ctx_len``.
+        ctx_len: tokens a sample (T below).
+        vocab_size: ids must be below this.
+    """
+
+    data: Binidx
+    magic_prime: int
+    ctx_len: int
+    vocab_size: int
+
+    def read(self, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return inputs and targets, int64 [count, T] each, of samples ``start …`` (from 1).
+
+        Raises:
+            DataError: a token id does not fit the model's vocabulary.
+        """
+        offsets = sample_offsets(self.magic_prime, self.ctx_len, start, count)
+        samples = np.empty((count, self.ctx_len + 1), dtype=np.int64)
+        for row, offset in zip(samples, offsets.tolist(), strict=True):
+            row[:] = self.data.tokens(offset, self.ctx_len + 1)
+        if samples.max() >= self.vocab_size:
+            raise DataError(
+                f"token id {samples.max()} is outside the model's vocabulary of {self.vocab_size}",
+                where=f"{self.data.prefix}.bin",
+                hint="raise the model's vocab_size, or prepare the data with its tokenizer",
+            )
+        return samples[:, :-1], samples[:, 1:]

@@ -1,0 +1,191 @@
+"""generate, inspect, recipes, init-weights, and what all commands share."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from cli_cases import files_in
+
+from rwkvkit import load_model
+from rwkvkit.model.checkpoint import write_checkpoint
+from rwkvkit.model.config import ModelConfig, config_of_size
+from rwkvkit.model.init import init_weights, weight_shapes
+from rwkvkit.recipe.load import bundled_recipes
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of the World vocabulary that has something to say."""
+    weights = init_weights(ModelConfig(arch="x070", n_layer=1, n_embd=64), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    weights["emb.weight"] = torch.randn(weights["emb.weight"].shape, generator=generator)
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    write_checkpoint(weights, path)
+    return path
+
+
+def test_generate_repeats_itself_for_a_seed(checkpoint: Path, run) -> None:
+    def text(*more: str) -> str:
+        outcome = run("generate", str(checkpoint), "--prompt", "Hello", "--max-tokens", "12", *more)
+        assert outcome.code == 0
+        return outcome.out
+
+    first = text("--seed", "7")
+    assert first.startswith("Hello")
+    assert len(first) > len("Hello\n")
+    assert text("--seed", "7") == first
+    assert text("--seed", "8") != first
+    greedy = text("--temperature", "0", "--seed", "1")
+    assert text("--temperature", "0", "--seed", "2") == greedy
+    as_json = run(
+        "generate",
+        str(checkpoint),
+        "--prompt",
+        "Hello",
+        "--max-tokens",
+        "12",
+        "--seed",
+        "7",
+        "--json",
+    )
+    assert "Hello" + as_json.facts["text"] + "\n" == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["generate", "absent.pth", "--prompt", "x"], 4, "absent.pth: no such file"),
+        (["generate", "{checkpoint}", "--prompt", ""], 2, "the prompt is empty"),
+        (["generate", "{checkpoint}"], 2, "Missing option '--prompt'"),
+        (["generate", "{checkpoint}", "--prompt", "x", "--top-p", "0"], 2, "--top-p"),
+        (["inspect", "absent"], 2, "no such checkpoint"),
+        (["inspect", "r.yaml"], 4, "r.yaml: not a readable checkpoint"),
+        (["recipes", "show", "quickstrat"], 3, "did you mean 'quickstart'?"),
+        (["train", "absent.yaml"], 3, "no such recipe"),
+        (["trane"], 2, "No such command 'trane'"),
+        (["train", "r.yaml", "--set", "x"], 2, "not key=value"),
+        (["train", "r.yaml", "--fast"], 2, "--fast"),
+    ],
+)
+def test_wrong_use(
+    folder: Path, run, checkpoint: Path, arguments: list[str], code: int, message: str
+) -> None:
+    before = files_in(folder)
+    outcome = run(*(word.format(checkpoint=checkpoint) for word in arguments))
+    assert outcome.code == code
+    assert message in outcome.err
+    assert "hint:" in outcome.err
+    assert files_in(folder) == before
+
+
+@pytest.mark.parametrize(
+    "command", ["", "prepare", "init-weights", "train", "generate", "inspect", "recipes"]
+)
+def test_help(run, command: str) -> None:
+    outcome = run(*command.split(), "--help")
+    assert outcome.code == 0
+    assert "Usage: rwkvkit" in outcome.out
+
+
+def test_init_weights_prints_its_table_and_grows(folder: Path, run) -> None:
+    outcome = run("init-weights", "r.yaml")
+    assert outcome.code == 0
+    assert "blocks.1.att.w0" in outcome.out
+    assert "orthogonal, gain 0.1" in outcome.out
+    small = folder / "out/tiny/rwkv-init.pth"
+    assert run("init-weights", "r.yaml", "--json").facts["up_to_date"] is True
+    grown = run(
+        "init-weights",
+        "r.yaml",
+        *("--set", "run_dir=big", "--set", "model.n_embd=128", "--set", "model.n_layer=3"),
+        *("--set", f"model.grow_from={small}"),
+    )
+    assert grown.code == 0
+    config = load_model(folder / "big/rwkv-init.pth").config
+    assert (config.n_layer, config.n_embd) == (3, 128)
+    changed = run("init-weights", "r.yaml", "--set", "seed=1")
+    assert "seed changed" in changed.err
+    missing = run("init-weights", "r.yaml", "--set", "model.grow_from=absent.pth")
+    assert missing.code == 3
+    assert "model.grow_from: absent.pth does not exist" in missing.err
+
+
+def test_inspect_a_checkpoint(checkpoint: Path, run) -> None:
+    outcome = run("inspect", str(checkpoint))
+    assert outcome.code == 0
+    assert "x070 n_layer 1 n_embd 64 vocab_size 65536" in outcome.out
+    assert "blocks.0.att.receptance.weight" in outcome.out
+    facts = run("inspect", str(checkpoint), "--json").facts
+    assert facts["model"]["arch"] == "x070"
+    assert facts["dtypes"] == {"float32": len(facts["tensors"])}
+    assert facts["not_finite"] == []
+
+
+def test_inspect_a_dataset(folder: Path, run) -> None:
+    assert run("prepare", "r.yaml", "--set", "prepare.encode=world").code == 0
+    outcome = run("inspect", "out/tiny/data.bin")
+    assert outcome.code == 0
+    assert "80 documents" in outcome.out
+    assert "The number" in outcome.out
+    assert "verified" in outcome.out
+    facts = run("inspect", "out/tiny/data", "--json").facts
+    assert facts["documents"] == 80
+    content = bytearray((folder / "out/tiny/data.bin").read_bytes())
+    content[0] ^= 1
+    (folder / "out/tiny/data.bin").write_bytes(content)
+    damaged = run("inspect", "out/tiny/data")
+    assert damaged.code == 4
+    assert "data.bin" in damaged.err
+
+
+def test_recipes_list_show_copy(folder: Path, run) -> None:
+    listed = run("recipes")
+    assert listed.code == 0
+    assert all(name in listed.out for name in bundled_recipes())
+    assert set(run("recipes", "list", "--json").facts) == set(bundled_recipes())
+    shown = run("recipes", "show", "sft")
+    assert shown.out == bundled_recipes()["sft"].read_text()
+    assert "| `micro_bsz` |" in run("recipes", "keys").out
+    assert run("recipes", "copy", "sft").code == 0
+    assert (folder / "sft.yaml").read_text() == shown.out
+    refused = run("recipes", "copy", "sft")
+    assert refused.code == 2
+    assert "sft.yaml: the file exists" in refused.err
+    assert run("recipes", "copy", "sft", "mine.yaml").code == 0
+
+
+DATA = {
+    "quickstart": [],
+    "pretrain": ["minipile/a.jsonl"],
+    "sft": ["chat/a.jsonl", "slimpajama/a.jsonl.zst"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(bundled_recipes()))
+def test_every_recipe_that_ships(folder: Path, run, name: str) -> None:
+    """A dry run with files of the names it expects."""
+    for path in DATA[name]:
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text("{}")
+    if name == "sft":  # shapes alone decide: every tensor is one zero, repeated
+        shapes = weight_shapes(config_of_size("x070-0.1b"))
+        tensors = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}
+        torch.save(tensors, folder / "rwkv7-g1-0.1b.pth")
+    outcome = run("train", name, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert "prepare: would run: no output yet" in outcome.out
+    assert not (folder / "out").exists()
+
+
+def test_quickstart_for_a_few_steps(folder: Path, run) -> None:
+    """The README's first command, on real text with the whole vocabulary, cut short."""
+    few = ["--set", "train.my_exit_tokens=384", "--set", "train.micro_bsz=2", "--set", "ctx_len=64"]
+    outcome = run("train", "quickstart", *few, "--set", "sample.max_tokens=5", "--json")
+    assert outcome.code == 0, outcome.err
+    facts = outcome.facts
+    assert facts["prepare"]["documents"] > 300
+    rows = (folder / "out/quickstart/metrics.jsonl").read_text().splitlines()
+    assert 10.5 < json.loads(rows[0])["loss"] < 11.5
+    shutil.rmtree(folder / "out")

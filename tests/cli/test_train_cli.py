@@ -1,0 +1,270 @@
+"""From text to a trained model on the command line, and every way such a run can be cut short."""
+
+import json
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cli_cases import RECIPE, files_in
+
+from rwkvkit import load_model
+
+CHECKPOINT_FILES = ("checkpoint.json", "model.pth", "optimizer.pt")
+
+
+def metrics(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "tokens_per_s"} for row in rows]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "rwkv-final.pth", weights_only=True)
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    assert metrics(left) == metrics(right)
+    ours, theirs = weights(left), weights(right)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_one_command_does_everything_and_a_second_one_nothing(folder, run) -> None:
+    first = run("train", "r.yaml", "--json")
+    assert first.code == 0, first.err
+    facts = first.facts
+    assert facts["step"] == 12
+    assert facts["tokens"] == 12 * 2 * 16
+    assert facts["skipped"] is False
+    assert facts["prepare"]["documents"] == 80
+    assert isinstance(facts["sample"], str)
+    out = folder / "out/tiny"
+    rows = metrics(out)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert facts["loss"] == rows[-1]["loss"]
+    assert files_in(out) == sorted(
+        [
+            *(
+                f"checkpoints/step-{step:08d}/{name}"
+                for step in (6, 9, 12)
+                for name in CHECKPOINT_FILES
+            ),
+            "data.bin",
+            "data.idx",
+            "data.manifest.json",
+            "loss.png",
+            "metrics.jsonl",
+            "run.json",
+            "rwkv-final.pth",
+            "rwkv-init.json",
+            "rwkv-init.pth",
+        ]
+    )
+    last = torch.load(out / "checkpoints/step-00000012/model.pth", weights_only=True)
+    assert all(torch.equal(tensor, last[name]) for name, tensor in weights(out).items())
+    assert load_model(out / "rwkv-final.pth").config.n_layer == 2
+
+    before = {name: (folder / name).stat().st_mtime_ns for name in files_in(folder)}
+    second = run("train", "r.yaml")
+    assert second.code == 0
+    assert "prepare: up to date: recipe and inputs unchanged" in second.err
+    assert "init-weights: out/tiny/rwkv-init.pth is what the recipe asks for" in second.err
+    assert "train: up to date: all 12 steps are done" in second.err
+    assert {name: (folder / name).stat().st_mtime_ns for name in files_in(folder)} == before
+
+
+def test_the_same_recipe_gives_the_same_run(folder, run) -> None:
+    for run_dir in ("a", "b"):
+        assert run("train", "r.yaml", "--set", f"run_dir={run_dir}").code == 0
+    assert_same_run(folder / "a", folder / "b")
+
+
+def test_accumulation_of_micro_batches_is_one_batch(folder, run) -> None:
+    settings = ["--set", "train.micro_bsz=4", "--set", "run_dir=whole"]
+    assert run("train", "r.yaml", *settings).code == 0
+    settings = [
+        *("--set", "train.micro_bsz=1", "--set", "train.accumulate_grad_batches=4"),
+        *("--set", "run_dir=parts"),
+    ]
+    assert run("train", "r.yaml", *settings).code == 0
+    whole, parts = metrics(folder / "whole"), metrics(folder / "parts")
+    assert [row["loss"] for row in parts] == pytest.approx([row["loss"] for row in whole], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arch", "more"),
+    [
+        ("x070", []),
+        ("x060", ["--set", "train.dropout=0.1"]),
+        ("x052", ["--set", "train.grad_cp=true"]),
+    ],
+    ids=["x070", "x060-dropout", "x052-grad_cp"],
+)
+def test_killed_at_a_random_step_it_resumes_bit_for_bit(folder, run, start, arch, more) -> None:
+    settings = ["--set", f"model.arch={arch}", *more, "--set", "train.total_steps=60"]
+    assert run("train", "r.yaml", *settings, "--set", "run_dir=whole").code == 0
+    kill_after = random.randint(1, 55)  # any step must do
+    process = start("train", "r.yaml", *settings, "--set", "run_dir=cut")
+    log = folder / "cut/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < kill_after:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (folder / "cut/rwkv-final.pth").exists()
+    resumed = run("train", "r.yaml", *settings, "--set", "run_dir=cut")
+    assert resumed.code == 0
+    if kill_after > 4:
+        assert "resuming from cut/checkpoints/step-" in resumed.err
+    assert_same_run(folder / "whole", folder / "cut")
+    assert not [name for name in files_in(folder) if ".tmp" in name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_saves_and_exits_130(folder, run, start, number) -> None:
+    settings = ["--set", "train.total_steps=9000", "--set", "train.save_every=9000"]
+    process = start("train", "r.yaml", *settings, "--json")
+    log = folder / "out/tiny/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "a checkpoint was saved" in err
+    assert "the same command resumes from it" in err
+    assert json.loads(out)["error"]["exit_code"] == 130
+    [saved] = (folder / "out/tiny/checkpoints").iterdir()
+    steps = int(saved.name.removeprefix("step-"))
+    assert steps == len(metrics(folder / "out/tiny"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(folder, run) -> None:
+    assert run("train", "r.yaml", "--set", "run_dir=whole").code == 0
+    assert run("train", "r.yaml", "--set", "run_dir=cut").code == 0
+    cut = folder / "cut"
+    (cut / "rwkv-final.pth").unlink()
+    for harm, step in (("truncate", 12), ("flip", 9)):
+        model = cut / f"checkpoints/step-{step:08d}/model.pth"
+        content = bytearray(model.read_bytes())
+        if harm == "truncate":
+            content = content[: len(content) // 2]
+        else:
+            content[len(content) // 2] ^= 1
+        model.write_bytes(content)
+    resumed = run("train", "r.yaml", "--set", "run_dir=cut")
+    assert resumed.code == 0
+    assert "step-00000012 is damaged (model.pth has" in resumed.err
+    assert "step-00000009 is damaged (the content of model.pth has changed)" in resumed.err
+    assert "resuming from cut/checkpoints/step-00000006" in resumed.err
+    assert_same_run(folder / "whole", cut)
+
+
+def test_divergence_stops_with_6_and_keeps_the_last_checkpoint(folder, run) -> None:
+    settings = ["--set", "train.lr_init=1e25", "--set", "train.save_every=1"]
+    settings += ["--set", "train.warmup_steps=4", "--set", "train.adam_eps=1e-18"]
+    outcome = run("train", "r.yaml", *settings, "--json")
+    assert outcome.code == 6
+    error = outcome.facts["error"]
+    assert "the weights were not updated" in error["what"]
+    assert "lower train.lr_init" in error["hint"]
+    kept = max((folder / "out/tiny/checkpoints").iterdir())
+    assert str(kept.relative_to(folder)) in error["what"]
+    assert int(kept.name.removeprefix("step-")) == len(metrics(folder / "out/tiny"))
+    assert not (folder / "out/tiny/rwkv-final.pth").exists()
+
+
+def test_another_run_in_the_folder_is_refused(folder, run) -> None:
+    assert run("train", "r.yaml").code == 0
+    before = {name: (folder / name).stat().st_mtime_ns for name in files_in(folder)}
+    changed = ["--set", "train.lr_init=2e-3", "--set", "prepare.repeat-shuffle.epochs=3"]
+    outcome = run("train", "r.yaml", *changed)
+    assert outcome.code == 3
+    assert "lr_init 0.001 -> 0.002" in outcome.err
+    assert "another name or run_dir" in outcome.err
+    assert {name: (folder / name).stat().st_mtime_ns for name in files_in(folder)} == before
+    free = ["--set", "train.keep=1", "--set", "train.wkv=naive", "--set", "train.grad_cp=true"]
+    assert run("train", "r.yaml", *free).code == 0
+
+
+def test_a_full_disk_while_saving(folder, run, start) -> None:
+    assert run("prepare", "r.yaml").code == 0
+    assert run("init-weights", "r.yaml").code == 0
+    largest = (folder / "out/tiny/rwkv-init.pth").stat().st_size
+
+    def limit() -> None:  # the optimizer's file is twice the weights' size: it cannot be written
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest * 3 // 2, largest * 3 // 2))
+
+    process = start("train", "r.yaml", preexec_fn=limit)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 5, err
+    assert "the checkpoint of step 3 could not be saved" in err
+    assert "make room" in err
+    assert list((folder / "out/tiny/checkpoints").iterdir()) == []
+    assert run("train", "r.yaml").code == 0
+
+
+def test_weights_of_another_shape(folder, run) -> None:
+    assert run("init-weights", "r.yaml").code == 0
+    (folder / "out/tiny/rwkv-init.pth").rename(folder / "base.pth")
+    (folder / "out/tiny/rwkv-init.json").unlink()
+    use = ["--set", "model.weights=base.pth"]
+    outcome = run("train", "r.yaml", *use, "--set", "model.n_layer=3")
+    assert outcome.code == 3
+    assert "n_layer is 2 in the checkpoint, 3 in the recipe" in outcome.err
+    outcome = run("train", "r.yaml", *use, "--set", "train.total_steps=2")
+    assert outcome.code == 0
+    assert "init-weights: the recipe starts from base.pth" in outcome.err
+    missing = run("train", "r.yaml", "--set", "model.weights=absent.pth")
+    assert missing.code == 3
+    assert "model.weights: absent.pth does not exist" in missing.err
+    (folder / "text.pth").write_text("no checkpoint")
+    wrong = run("train", "r.yaml", "--set", "model.weights=text.pth")
+    assert wrong.code == 4
+    assert "text.pth: not a readable checkpoint" in wrong.err
+
+
+def test_weights_that_rwkvkit_did_not_make_are_never_replaced(folder, run) -> None:
+    (folder / "out/tiny").mkdir(parents=True)
+    (folder / "out/tiny/rwkv-init.pth").write_bytes(b"mine")
+    outcome = run("train", "r.yaml")
+    assert outcome.code == 3
+    assert "model: {weights: out/tiny/rwkv-init.pth}" in outcome.err
+    assert (folder / "out/tiny/rwkv-init.pth").read_bytes() == b"mine"
+
+
+def test_an_existing_dataset(folder, run) -> None:
+    assert run("prepare", "r.yaml").code == 0
+    head, tail = RECIPE.split("prepare:")[0], RECIPE[RECIPE.index("model:") :]
+    (folder / "r.yaml").write_text(f"{head}data: out/tiny/data\n{tail}")
+    assert run("train", "r.yaml", "--dry-run").code == 0
+    assert run("train", "r.yaml", "--set", "run_dir=other").code == 0
+    missing = run("train", "r.yaml", "--set", "data=absent")
+    assert missing.code == 4
+    assert "absent.idx: no such file" in missing.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "message"),
+    [
+        ("train.device=cuda", 3, "torch sees no GPU"),
+        ("train.dropout=0.1", 3, "x070 has no dropout"),
+        ("model.vocab_size=100", 4, "outside the model's vocabulary of 100"),
+        ("ctx_len=4000", 4, "too small"),
+        ("train=", 3, "train"),
+        ("model=", 3, "model"),
+    ],
+)
+def test_settings_that_cannot_be(folder, run, setting: str, code: int, message: str) -> None:
+    outcome = run("train", "r.yaml", "--set", setting)
+    assert outcome.code == code
+    assert message in outcome.err
+    assert "hint:" in outcome.err

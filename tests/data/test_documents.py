@@ -1,0 +1,239 @@
+"""The chunked reader against a strict reader, line by line, in plain Python."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rwkvkit.data.chunks import ChunkReader
+from rwkvkit.data.documents import read_chunk
+from rwkvkit.data.sources import Source, find_files
+from rwkvkit.errors import DataError
+
+PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+
+values = st.one_of(st.text(max_size=12), st.none(), st.integers(), st.lists(st.integers()))
+good_lines = st.builds(
+    lambda text, more, ascii_only, pad: (
+        pad
+        + json.dumps({**more, "text": text}, ensure_ascii=ascii_only).encode(
+            "utf-8", "surrogatepass"
+        )
+        + pad
+    ),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+    st.dictionaries(st.sampled_from(["a", "text", "meta"]), values, max_size=2),
+    st.booleans(),
+    st.sampled_from([b"", b" ", b"\t", "\u3000".encode(), b"\x0c", b"\r"]),
+)
+odd_lines = st.sampled_from(
+    [
+        b"",
+        b"   ",
+        "\u2003\u00a0".encode(),
+        b"\x1c\x1d",
+        b'{"text": "nul \\u0000 escape"}',
+        b'{"text": 1, "text": "the last of two wins"}',
+        b'{"text": "one"}\r{"text": "two after a lone carriage return"}',
+        b'{"text": "with NaN", "x": NaN, "y": -Infinity}',
+        '{"text": "line\u2028separator \u0085"}'.encode(),
+        b'{"text": "pair \\ud83d\\ude00"}',
+        b'{"text": "big", "n": 123456789012345678901234567890, "f": 1e999}',
+    ]
+)
+bad_lines = st.sampled_from(
+    [
+        b'{"text": "one"} {"text": "two"}',
+        b'{"text": "unfinished',
+        b'{"text": "raw \x00 nul"}',
+        b'{"text": "invalid \xff utf-8"}',
+        b'{"text": "cut off \xe4\xb8"}',
+        b'{"text": "lone \\ud800 surrogate"}',
+        b'\xef\xbb\xbf{"text": "byte order mark"}',
+        b'{"body": "no text"}',
+        b'{"text": null}',
+        b'{"text": 5}',
+        b'["text"]',
+        b'"text"',
+        b"null",
+        b"\xff",
+        b"[" * 5000,
+    ]
+)
+endings = st.sampled_from([b"\n", b"\n", b"\n", b"\r\n", b"\r"])
+some_lines = st.one_of(good_lines, good_lines, odd_lines, bad_lines)
+contents = st.tuples(
+    st.lists(st.tuples(some_lines, endings), max_size=12), st.one_of(st.just(b""), good_lines)
+).map(lambda made: b"".join(line + end for line, end in made[0]) + made[1])
+
+
+def strict(content: bytes) -> tuple[list[str], list[int]]:
+    """Return the documents and the numbers of the bad lines, one line after another."""
+    texts, bad = [], []
+    # Undecodable bytes become surrogates, which a strict document cannot hold either.
+    lines = content.decode("utf-8", "surrogateescape")
+    lines = lines.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            line.encode()
+            if line.strip():
+                text = json.loads(line.strip())["text"]
+                text.encode()
+                texts.append(text)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            bad.append(number)
+    return texts, bad
+
+
+def read(path: Path, chunk_bytes: int, *, skip_bad: bool = True):
+    """Return documents, offsets and the numbers of the bad lines, chunk by chunk."""
+    reader = ChunkReader(find_files([Source(path=str(path))]), chunk_bytes)
+    texts, offsets, bad, n_lines = [], [], [], 0
+    for chunk in reader:
+        found = read_chunk(chunk, skip_bad=skip_bad)
+        texts += [text.decode() for text in found.texts]
+        offsets += np.asarray(found.offsets).tolist()
+        bad += [n_lines + reject.line for reject in found.rejects]
+        n_lines += found.n_lines
+    return texts, offsets, bad
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("documents")
+
+
+@settings(max_examples=500, deadline=None)
+@example(b'{"text": "a"}\r\n\r\n{"text": "b"}\r\n', 14, "")
+@example(b'{"text": "' + b"x" * 500 + b'"}\n{"text": "b"}', 3, ".gz")
+@given(contents, st.integers(1, 90), st.sampled_from(list(PACKERS)))
+def test_it_reads_what_a_strict_reader_reads(folder, content, chunk_bytes, suffix):
+    path = folder / f"lines.jsonl{suffix}"
+    path.write_bytes(PACKERS[suffix](content))
+    texts, offsets, bad = read(path, chunk_bytes)
+    assert (texts, bad) == strict(content)
+    assert offsets == read(path, 1 << 20)[1]
+    assert offsets == sorted(set(offsets))
+    for text, offset in zip(texts, offsets, strict=True):
+        line = content[offset:].replace(b"\r", b"\n").partition(b"\n")[0]
+        assert json.loads(line.decode().strip())["text"] == text
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(0, 300), max_size=60),
+    st.integers(1, 700),
+    st.booleans(),
+    st.sampled_from(list(PACKERS)),
+)
+def test_no_line_is_lost_or_doubled_at_a_cut(folder, lengths, chunk_bytes, newline, suffix):
+    texts = [f"{i} {'x' * length}" for i, length in enumerate(lengths)]
+    content = "\n".join(json.dumps({"text": text}) for text in texts) + "\n" * newline
+    path = folder / f"cuts.jsonl{suffix}"
+    path.write_bytes(PACKERS[suffix](content.encode()))
+    assert read(path, chunk_bytes)[0] == texts
+
+
+def test_a_line_longer_than_many_reads(folder):
+    long = "y" * 700_000
+    path = folder / "long.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in ("a", long, "b")))
+    assert read(path, 1000)[0] == ["a", long, "b"]
+
+
+def test_without_skipping_reading_stops_at_the_first_bad_line(folder):
+    path = folder / "stop.jsonl"
+    path.write_bytes(b'{"text": "a"}\nbad\n{"text": "b"}\nworse\n')
+    assert read(path, 1 << 20, skip_bad=False)[2] == [2]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_several_streams_in_a_file_and_padding(folder, suffix):
+    pack = PACKERS[suffix]
+    path = folder / f"streams.jsonl{suffix}"
+    padding = bytes(1000) if suffix == ".gz" else b"\x50\x2a\x4d\x18\4\0\0\0skip"
+    path.write_bytes(pack(b'{"text": "a"}\n{"te') + pack(b'xt": "b"}\n') + padding)
+    assert read(path, 5)[0] == ["a", "b"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "junk"])
+def test_damaged_compressed_data_is_named(folder, suffix, damage):
+    content = b"".join(b'{"text": "line %d"}\n' % i for i in range(5000))
+    packer = zstandard.ZstdCompressor(write_checksum=True)
+    packed = gzip.compress(content) if suffix == ".gz" else packer.compress(content)
+    middle = len(packed) // 2
+    damaged = {
+        "cut": packed[:middle],
+        "flip": packed[:middle] + bytes([packed[middle] ^ 0x55]) + packed[middle + 1 :],
+        "junk": packed + b"this is no compressed data",
+    }
+    path = folder / f"damaged.jsonl{suffix}"
+    path.write_bytes(damaged[damage])
+    with pytest.raises(DataError, match="compressed data is damaged or cut off") as caught:
+        read(path, 1 << 20)
+    assert caught.value.where == str(path)
+
+
+def test_hashes_are_those_of_the_files(folder):
+    import hashlib
+
+    names = ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.jsonl"]
+    own = folder / "hashes"
+    own.mkdir()
+    for name in names:
+        content = f'{{"text": "{name}"}}\n'.encode() * 1000 if name[0] != "d" else b""
+        (own / name).write_bytes(PACKERS[name[7:]](content))
+    reader = ChunkReader(find_files([Source(path=str(own))]), 500)
+    n_bytes = sum(chunk.input_bytes for chunk in reader)
+    contents = [(own / name).read_bytes() for name in names]
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    assert [reader.sha256[i] for i in range(4)] == digests
+    assert n_bytes == sum(map(len, contents))
+
+
+def test_text_files_are_documents_as_they_are(folder):
+    own = folder / "texts"
+    own.mkdir()
+    contents = ["one\r\ntwo\r", "", "ünï", "x" * 5000]
+    for i, content in enumerate(contents):
+        data = content.encode()
+        (own / f"{i}.txt{'.gz' if i == 2 else ''}").write_bytes(
+            gzip.compress(data) if i == 2 else data
+        )
+    for chunk_bytes in (1, 100, 1 << 20):
+        inputs = find_files([Source(path=str(own), format="text")])
+        found = [read_chunk(c, skip_bad=False) for c in ChunkReader(inputs, chunk_bytes)]
+        assert [text.decode() for part in found for text in part.texts] == contents
+        assert [file for part in found for file in part.files] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "reason"),
+    [
+        (b"fine\nbad \xff\nfine", 2, "invalid UTF-8: invalid start byte, byte 0xff at column 5"),
+        (b"\xef\xbb\xbftext", 1, "byte order mark"),
+    ],
+)
+def test_a_bad_text_file_is_rejected_with_its_line(folder, content, line, reason):
+    path = folder / "bad.txt"
+    path.write_bytes(content)
+    (chunk,) = ChunkReader(find_files([Source(path=str(path), format="text")]))
+    found = read_chunk(chunk, skip_bad=True)
+    assert found.texts == []
+    assert found.rejects[0].line == line
+    assert reason in found.rejects[0].reason
+
+
+def test_a_file_that_shrinks_is_noticed(folder):
+    path = folder / "shrinks.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' * 10)
+    (chunk,) = ChunkReader(find_files([Source(path=str(path))]))
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="changed while it was read"):
+        read_chunk(chunk, skip_bad=True)

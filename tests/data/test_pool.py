@@ -1,0 +1,70 @@
+import os
+import random
+import time
+from functools import partial
+
+import pytest
+
+from rwkvkit.data.pool import ordered_map
+from rwkvkit.errors import DataError, SetupError
+
+
+def start(number: int):
+    return partial(work, number)
+
+
+def work(number: int, task: tuple[str, int]) -> tuple[int, int]:
+    kind, value = task
+    if kind == "sleep":
+        time.sleep(value / 1000)
+    elif kind == "fail":
+        raise DataError("bad", where=f"task {value}", hint="mend it")
+    elif kind == "crash":
+        os._exit(value)
+    elif kind == "bug":
+        raise ZeroDivisionError("a bug")
+    return number, value
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_the_order_of_the_tasks(workers):
+    rng = random.Random(0)
+    tasks = [("sleep", rng.randrange(12)) for _ in range(40)]
+    results = list(ordered_map(start, tasks, workers))
+    assert [value for _, value in results] == [value for _, value in tasks]
+    assert {number for number, _ in results} == set(range(workers))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_first_error_in_order_is_raised(workers):
+    tasks = [("sleep", 100), ("fail", 1), ("fail", 2), ("sleep", 0), ("fail", 4)]
+    with pytest.raises(DataError, match="bad") as caught:
+        list(ordered_map(start, tasks, workers))
+    assert caught.value.where == "task 1"
+    assert caught.value.hint == "mend it"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_error_among_the_tasks_waits_for_its_turn(workers):
+    def tasks():
+        yield "sleep", 100
+        yield "fail", 1
+        raise OSError("no more tasks")
+
+    with pytest.raises(DataError, match="bad"):
+        list(ordered_map(start, tasks(), workers))
+
+
+def test_nothing_to_do():
+    assert list(ordered_map(start, [], 2)) == []
+
+
+def test_a_dead_worker_is_an_error_with_its_exit_code():
+    with pytest.raises(SetupError, match=r"ended unexpectedly \(exit code 7\)") as caught:
+        list(ordered_map(start, [("crash", 7), ("sleep", 1)], 2))
+    assert "fewer workers" in caught.value.hint
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
+        list(ordered_map(start, [("bug", 0)], 2))

@@ -1,0 +1,133 @@
+import json
+import os
+import random
+
+import pytest
+from pydantic import ValidationError
+
+from rwkvkit.data.sources import Source, find_files, natural_key
+from rwkvkit.errors import DataError, RecipeError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def touch(*names):
+    for name in names:
+        path = os.path.dirname(name)
+        os.makedirs(path or ".", exist_ok=True)
+        with open(name, "w") as file:
+            file.write("{}\n")
+
+
+def names(path, **settings):
+    return [file.name for file in find_files([Source(path=path, **settings)])]
+
+
+def test_natural_order_of_numbers():
+    expected = ["part-1", "part-2", "part-10", "part-10b", "part-11", "party", "z-1", "z-01"]
+    expected = sorted(expected, key=natural_key)
+    assert expected[:5] == ["part-1", "part-2", "part-10", "part-10b", "part-11"]
+    shuffled = random.Random(3).sample(expected, len(expected))
+    assert sorted(shuffled, key=natural_key) == expected
+    assert sorted(["a", "1", "", "1a", "a1"], key=natural_key) == ["", "1", "1a", "a", "a1"]
+
+
+def test_globs():
+    touch("d/part-10.jsonl", "d/part-2.jsonl", "d/e/part-1.jsonl", "d/.hidden.jsonl", "d/x.txt")
+    assert names("d/*.jsonl") == ["d/part-2.jsonl", "d/part-10.jsonl"]
+    assert names("d/**/*.jsonl") == ["d/e/part-1.jsonl", "d/part-2.jsonl", "d/part-10.jsonl"]
+
+
+def test_a_name_with_glob_characters_is_a_file_first():
+    touch("d[1].jsonl", "d1.jsonl")
+    assert names("d[1].jsonl") == ["d[1].jsonl"]
+    assert names("d[2-1]*.jsonl".replace("2-1", "0-9")) == ["d1.jsonl"]
+
+
+def test_a_folder_gives_its_jsonl_files_or_all_of_a_told_format():
+    touch("d/b.jsonl.zst", "d/a.json", "d/c/d.ndjson.gz", "d/notes.md", "d/.git/x.jsonl")
+    assert names("d") == ["d/a.json", "d/b.jsonl.zst", "d/c/d.ndjson.gz"]
+    assert names("d", format="text") == [
+        "d/a.json", "d/b.jsonl.zst", "d/c/d.ndjson.gz", "d/notes.md",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "compression"),
+    [
+        ("a.jsonl", "jsonl", None),
+        ("a.json", "jsonl", None),
+        ("a.ndjson.gz", "jsonl", "gzip"),
+        ("a.jsonl.zst", "jsonl", "zstd"),
+    ],
+)
+def test_the_suffix_tells_the_format(name, format, compression):
+    touch(name)
+    (file,) = find_files([Source(path=name)])
+    assert (file.format, file.compression, file.size) == (format, compression, 3)
+
+
+def test_another_suffix_needs_the_format():
+    touch("a.txt", "b.txt.gz")
+    for name in ("a.txt", "b.txt.gz"):
+        with pytest.raises(RecipeError, match="does not tell the format") as caught:
+            names(name)
+        assert "format: text" in caught.value.hint
+        assert caught.value.where == name
+    (file,) = find_files([Source(path="b.txt.gz", format="text")])
+    assert (file.format, file.compression) == ("text", "gzip")
+
+
+@pytest.mark.parametrize("path", ["none.jsonl", "none/*.jsonl", "**/*.zst", "empty"])
+def test_no_file_shows_the_working_folder(path, here):
+    (here / "empty").mkdir()
+    with pytest.raises(DataError, match="no file matches") as caught:
+        names(path)
+    assert caught.value.where == path
+    assert str(here) in caught.value.hint
+
+
+def test_an_unreachable_file_is_named(here):
+    (here / "loop.jsonl").symlink_to("loop.jsonl")
+    with pytest.raises(DataError, match="cannot be read"):
+        names("*.jsonl")
+
+
+def test_files_know_their_source_and_number():
+    touch("a.jsonl", "b.jsonl", "c.jsonl")
+    found = find_files([Source(path="[bc].jsonl"), Source(path="a.jsonl", field="body")])
+    assert [(f.name, f.source, f.number) for f in found] == [
+        ("b.jsonl", 0, 0), ("c.jsonl", 0, 1), ("a.jsonl", 1, 0),
+    ]  # fmt: skip
+    assert [f.field for f in found] == ["text", "text", "body"]
+
+
+def test_the_standard_library_is_a_source():
+    found = find_files([Source(builtin="python-stdlib")])
+    known = {file.name: file for file in found}
+    assert "python-stdlib/json/decoder.py" in known
+    assert known["python-stdlib/json/decoder.py"].path == json.decoder.__file__
+    assert not any("site-packages" in name or "/test/" in name for name in known)
+    assert sum(file.size for file in found) > 5_000_000
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"path": "a", "builtin": "python-stdlib"},
+        {"builtin": "python-stdlib", "format": "jsonl"},
+        {"path": "a", "repeat": 0},
+        {"path": "a", "repeat": "4"},
+        {"path": "a", "format": "xml"},
+        {"path": "a", "feild": "text"},
+        {"builtin": "other"},
+    ],
+)
+def test_wrong_settings_are_refused(settings):
+    with pytest.raises(ValidationError):
+        Source.model_validate(settings)

@@ -1,0 +1,98 @@
+"""Checkpoints appear whole, damage is seen, old ones go."""
+
+from pathlib import Path
+
+import pytest
+
+from rwkvkit.errors import DataError, SetupError
+from rwkvkit.train.checkpoints import CheckpointStore
+
+
+def writer(content: bytes):
+    def write(folder: Path) -> None:
+        (folder / "model.pth").write_bytes(content)
+        (folder / "optimizer.pt").write_bytes(content * 2)
+
+    return write
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    store = CheckpointStore(tmp_path / "checkpoints", keep=3)
+    for step in (10, 20, 30, 40):
+        store.save(step, writer(b"weights of %d" % step))
+    return store
+
+
+def names(store: CheckpointStore) -> list[str]:
+    return sorted(path.name for path in store.folder.iterdir())
+
+
+def test_the_newest_stay(store: CheckpointStore) -> None:
+    assert names(store) == ["step-00000020", "step-00000030", "step-00000040"]
+    newest = store.newest(pytest.fail)
+    assert newest is not None
+    assert newest.step == 40
+    assert (newest.folder / "model.pth").read_bytes() == b"weights of 40"
+
+
+def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
+    store.save(40, writer(b"again"))
+    assert names(store) == ["step-00000020", "step-00000030", "step-00000040"]
+    assert (store.folder / "step-00000040/model.pth").read_bytes() == b"again"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda folder: truncate(folder / "model.pth"), "has 12 bytes instead of 13"),
+        (lambda folder: flip(folder / "optimizer.pt"), "content of optimizer.pt has changed"),
+        (lambda folder: (folder / "model.pth").unlink(), "No such file"),
+        (lambda folder: truncate(folder / "checkpoint.json"), None),
+        (lambda folder: (folder / "checkpoint.json").write_text("{}"), "checkpoint.json"),
+        (lambda folder: (folder / "checkpoint.json").write_text("no json"), "checkpoint.json"),
+    ],
+)
+def test_damage_is_passed_over(store: CheckpointStore, harm, said: str | None) -> None:
+    harm(store.folder / "step-00000040")
+    lines: list[str] = []
+    newest = store.newest(lines.append)
+    assert newest is not None
+    if said is None:  # the record lost its last line end, nothing more
+        assert newest.step == 40
+        return
+    assert newest.step == 30
+    assert len(lines) == 1
+    assert "step-00000040 is damaged" in lines[0]
+    assert said in lines[0]
+
+
+def test_all_damaged(store: CheckpointStore) -> None:
+    for folder in store.folder.iterdir():
+        truncate(folder / "model.pth")
+    with pytest.raises(DataError, match="every checkpoint") as caught:
+        store.newest(lambda line: None)
+    assert "move the folder away" in str(caught.value.hint)
+
+
+def test_none_yet(tmp_path: Path) -> None:
+    assert CheckpointStore(tmp_path / "none", keep=1).newest(pytest.fail) is None
+
+
+def test_a_failed_save_leaves_the_others(store: CheckpointStore) -> None:
+    def write(folder: Path) -> None:
+        (folder / "model.pth").write_bytes(b"part")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(SetupError, match="No space left") as caught:
+        store.save(50, write)
+    assert "resumes from the last checkpoint" in str(caught.value.hint)
+    assert names(store) == ["step-00000020", "step-00000030", "step-00000040"]

@@ -1,0 +1,29 @@
+"""A run's folder is never mixed with another run's."""
+
+from pathlib import Path
+
+import pytest
+
+from rwkvkit.errors import RecipeError
+from rwkvkit.train.record import check_record, write_record
+
+RECORD = {"recipe": {"train": {"lr_init": 1e-4}, "seed": 1}, "data": {"n_tokens": 7}}
+
+
+def test_same_and_partial_records_pass(tmp_path: Path) -> None:
+    check_record(tmp_path / "absent", RECORD)
+    write_record(tmp_path, RECORD)
+    check_record(tmp_path, RECORD)
+    check_record(tmp_path, {"recipe": RECORD["recipe"]})
+
+
+def test_every_difference_is_named(tmp_path: Path) -> None:
+    write_record(tmp_path, RECORD)
+    other = {"recipe": {"train": {"lr_init": 2e-4}, "ctx_len": 4}, "data": {"n_tokens": 7}}
+    with pytest.raises(RecipeError) as caught:
+        check_record(tmp_path, other)
+    assert caught.value.what == (
+        "this folder holds another run (recipe.ctx_len None -> 4, recipe.seed 1 -> None, "
+        "recipe.train.lr_init 0.0001 -> 0.0002)"
+    )
+    assert "another name" in str(caught.value.hint)
