@@ -7,20 +7,15 @@ machine can only make a round slower.
 """
 
 import argparse
-import datetime
-import json
 import math
-import platform
-import shlex
-import sys
 import time
 from pathlib import Path
 
+import report
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rwkvkit.files import write_text
 from rwkvkit.ops import wkv5, wkv6, wkv7
 
 ARCHITECTURES = {"x052": wkv5, "x060": wkv6, "x070": wkv7}
@@ -32,25 +27,20 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     shape = (arguments.batch, arguments.tokens, arguments.heads, arguments.head_size)
-    report = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
-        "torch": torch.__version__,
-        "hardware": _hardware(device),
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    results = report.header("torch", hardware=name) | {
         "threads": arguments.threads,
         "shape": dict(zip("BTHN", shape, strict=True)),
         "dtype": "float32",
         "unit": "tokens/s, forward and backward",
         "results": {arch: _compare(arch, shape, device, arguments) for arch in ARCHITECTURES},
     }
-    for arch, result in report["results"].items():
+    for arch, result in results["results"].items():
         print(
             f"{arch}  naive {result['naive']:>9,.0f} tok/s   "
             f"chunked {result['chunked']:>9,.0f} tok/s   ratio {result['ratio']:.1f}"
         )
-    if arguments.out:
-        write_text(arguments.out, json.dumps(report, indent=2) + "\n")
-        print(f"wrote {arguments.out}")
+    report.save(results, arguments.out)
 
 
 def _compare(
@@ -105,17 +95,6 @@ def _inputs(arch: str, shape: tuple[int, int, int, int], device: torch.device) -
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _arguments() -> argparse.Namespace:

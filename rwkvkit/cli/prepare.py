@@ -85,9 +85,13 @@ def _run(build: Build, console: Console, workers: int | None) -> Manifest:
         at = time.monotonic()
         elapsed = at - started.setdefault(now.phase, at)
         rate = now.bytes_done / elapsed if elapsed > 0 else 0.0
-        text = f"prepare: {now.phase}  {size(now.bytes_done)} of {size(now.bytes_total)}"
+        text = f"prepare: {now.phase}  {size(now.bytes_done)}"
+        if now.bytes_total is not None:
+            text += f" of {size(now.bytes_total)}"
         if rate:
-            text += f"  {size(rate)}/s  ETA {duration((now.bytes_total - now.bytes_done) / rate)}"
+            text += f"  {size(rate)}/s"
+            if now.bytes_total is not None:
+                text += f"  ETA {duration((now.bytes_total - now.bytes_done) / rate)}"
         text += f"  {now.documents:,} documents  {now.tokens:,} tokens"
         if now.rejected:
             text += f"  {now.rejected:,} rejected"

@@ -205,7 +205,7 @@ class Build:
         return manifest
 
     def _inputs(self) -> list[InputFile]:
-        own = {self.prefix.with_name(self.prefix.name + suffix).resolve() for suffix in _SUFFIXES}
+        own = {os.path.realpath(f"{self.prefix}{suffix}") for suffix in _SUFFIXES}
         return self._read.files(exclude=own)
 
     def _write_rejects(

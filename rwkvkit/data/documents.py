@@ -38,7 +38,7 @@ class Reject:
 
 @dataclass
 class Documents:
-    """What a chunk holds.
+    """What a chunk holds; nothing but the bad line where reading stopped at one.
 
     Attributes:
         texts: the documents, UTF-8.
@@ -135,7 +135,7 @@ def _read_lines(data: bytes, chunk: Chunk, skip_bad: bool) -> Documents:
                 reject = Reject(chunk.first_file, number + 1, bad.reason, bad.hint, raw)
                 found.rejects.append(reject)
                 if not skip_bad:
-                    return found
+                    return Documents(rejects=found.rejects)
                 text = None
             if text is None:
                 skipped.append(number)
@@ -200,7 +200,7 @@ def _read_text_files(chunk: Chunk, skip_bad: bool) -> Documents:
             raw_line = data[start:].partition(b"\n")[0].decode("utf-8", errors="replace")
             found.rejects.append(Reject(number, line, bad.reason, bad.hint, raw_line))
             if not skip_bad:
-                return found
+                return Documents(rejects=found.rejects)
             continue
         found.texts.append(data)
         files.append(number)

@@ -1,8 +1,8 @@
 """The first half of a build: every chunk read, encoded and spooled, and the index of documents."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def encode_corpus(
             always the first such place in the corpus, whatever the number of workers.
         SetupError: the spool cannot be written.
     """
-    start = partial(_ChunkEncoder, encode, folder, skip_bad)
+    start = partial(_chunk_encoder, encode, folder, skip_bad)
     pieces: list[Piece] = []
     rejects: list[Reject] = []
     lines: Counter[int] = Counter()
@@ -116,23 +116,18 @@ def _bad_line(reject: Reject, inputs: list[InputFile]) -> DataError:
     )
 
 
-class _ChunkEncoder:
-    """The work of one process: chunk in, piece out, tokens into its own spool file."""
+@contextmanager
+def _chunk_encoder(
+    encode: Encode, folder: Path, skip_bad: bool, number: int
+) -> Iterator[Callable[[Chunk], Piece]]:
+    """Provide the work of one process: chunk in, piece out, tokens into its own spool file."""
+    tokenizer = encode.load()
+    with writing(folder):
+        spool = SpoolWriter(spool_path(folder, number))
 
-    def __init__(self, encode: Encode, folder: Path, skip_bad: bool, number: int) -> None:
-        self._tokenizer = encode.load()
-        self._skip_bad = skip_bad
-        self._number = number
-        self._folder = folder
-        with writing(folder):
-            self._spool = SpoolWriter(spool_path(folder, number))
-
-    def __call__(self, chunk: Chunk) -> Piece:
-        documents = read_chunk(chunk, skip_bad=self._skip_bad)
-        if documents.rejects and not self._skip_bad:
-            documents.texts.clear()
-        joined = _END.join([*documents.texts, b""])
-        tokens = self._tokenizer.encode_joined(joined)
+    def encode_chunk(chunk: Chunk) -> Piece:
+        documents = read_chunk(chunk, skip_bad=skip_bad)
+        tokens = tokenizer.encode_joined(_END.join([*documents.texts, b""]))
         ends = np.flatnonzero(tokens == 0)
         assert len(ends) == len(documents.texts)
         sizes = np.diff(ends, prepend=-1)
@@ -140,20 +135,24 @@ class _ChunkEncoder:
             raise DataError(
                 f"a document has {sizes.max()} tokens; a binidx holds up to {_MAX_TOKENS}",
                 where=chunk.files[0].name,
+                hint="split it",
             )
-        with writing(self._folder):
-            position = self._spool.append(tokens)
+        with writing(folder):
+            position = spool.append(tokens)
         return Piece(
             first_file=chunk.first_file,
             files=np.asarray(documents.files, np.uint32),
             offsets=np.asarray(documents.offsets, np.int64),
             sizes=sizes.astype(np.int32),
-            spool=self._number,
+            spool=number,
             position=position,
             rejects=documents.rejects,
             n_lines=documents.n_lines,
             input_bytes=chunk.input_bytes,
         )
+
+    with closing(spool):
+        yield encode_chunk
 
 
 def _make_index(pieces: list[Piece], inputs: list[InputFile]) -> Index:

@@ -5,6 +5,7 @@ import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -15,13 +16,15 @@ _Result = TypeVar("_Result")
 
 
 def ordered_map(
-    start: Callable[[int], Callable[[_Task], _Result]], tasks: Iterable[_Task], workers: int
+    start: Callable[[int], AbstractContextManager[Callable[[_Task], _Result]]],
+    tasks: Iterable[_Task],
+    workers: int,
 ) -> Iterator[_Result]:
-    """Yield ``start(number)(task)`` for each task, in the order of the tasks.
+    """Yield a function of each task, in the order of the tasks.
 
     Args:
-        start: makes the function of the worker with that number; called once in each worker.
-            It must be picklable if there are several.
+        start: makes the function of the worker with that number, as a context around its use;
+            called once in each worker. It must be picklable if there are several.
         tasks: what to work on; taken as workers become free.
         workers: processes to start; with 1, everything happens in this process.
 
@@ -30,7 +33,8 @@ def ordered_map(
             SetupError if a worker died.
     """
     if workers == 1:
-        yield from map(start(0), tasks)
+        with start(0) as function:
+            yield from map(function, tasks)
         return
     with _Workers(start, workers) as crew:
         yield from crew.map(tasks)
@@ -122,13 +126,13 @@ class _Workers:
 def _serve(connection: Connection, start: Callable[[int], Any], number: int) -> None:
     """Be a worker: take a task, send back ``(result, error)``, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the workers
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(EOFError, OSError), contextlib.ExitStack() as stack:
         function = None
         while True:
             task = connection.recv()
             answer: tuple[Any, BaseException | None]
             try:
-                function = function or start(number)
+                function = function or stack.enter_context(start(number))
                 answer = (function(task), None)
             except RwkvkitError as error:
                 answer = (None, error)

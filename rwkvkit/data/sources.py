@@ -79,19 +79,21 @@ class InputFile:
 
 
 def find_files(
-    sources: Sequence[Source], exclude: Collection[Path] = frozenset()
+    sources: Sequence[Source], exclude: Collection[str] = frozenset()
 ) -> list[InputFile]:
     """Return the files of all sources, in the order of the sources, naturally sorted in each.
 
     Args:
         sources: where to look.
-        exclude: files to leave out, resolved; a build's own output may lie among its inputs.
+        exclude: real paths of files to leave out; a build's own output may lie among its inputs.
 
     Raises:
         DataError: a source names no file, or a file cannot be reached.
         RecipeError: the format of a file must be told.
     """
-    return [file for number, source in enumerate(sources) for file in _find(source, number, exclude)]
+    return [
+        file for number, source in enumerate(sources) for file in _find(source, number, exclude)
+    ]
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
@@ -100,12 +102,12 @@ def natural_key(text: str) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], text
 
 
-def _find(source: Source, number: int, exclude: Collection[Path]) -> list[InputFile]:
+def _find(source: Source, number: int, exclude: Collection[str]) -> list[InputFile]:
     if source.builtin:
         found = _standard_library()
     else:
         assert source.path is not None
-        paths = [path for path in _matches(source) if Path(path).resolve() not in exclude]
+        paths = [path for path in _matches(source) if os.path.realpath(path) not in exclude]
         found = [(path, path) for path in sorted(paths, key=natural_key)]
     if not found:
         raise DataError(

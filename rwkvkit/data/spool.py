@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from rwkvkit.tokenizer.jit import compiled
 
 _BLOCK_TOKENS = 4 << 20
 _BLOCK_DOCUMENTS = 4 << 10
@@ -25,6 +26,10 @@ class SpoolWriter:
     def __init__(self, path: Path) -> None:
         self._file = path.open("xb", buffering=0)
         self._position = 0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
     def append(self, tokens: NDArray[np.uint16]) -> int:
         """Write ``tokens`` and return the position of the first, in tokens."""
@@ -93,6 +98,8 @@ class SpoolReader:
 
     def _give_back(self, touched: int) -> None:
         """Unmap pages now and then, so that the process does not seem to hold the whole corpus."""
+        if sum(map(len, self._maps.values())) <= _RESIDENT:
+            return
         self._touched += touched
         if self._touched > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
             for mapped in self._maps.values():
@@ -100,7 +107,7 @@ class SpoolReader:
             self._touched = 0
 
 
-@numba.njit(nogil=True, cache=True, boundscheck=False)
+@compiled
 def _copy(source, starts, sizes, out, targets):  # type: ignore[no-untyped-def]
     """Copy ``source[starts[i]:][:sizes[i]]`` to ``out[targets[i]:]`` for every i."""
     for i in range(len(starts)):

@@ -82,8 +82,8 @@ class Read(Stage):
             sources = [sources]
         return {**value, "sources": [Source.expand(source) for source in sources]}
 
-    def files(self, exclude: Collection[Path] = frozenset()) -> list[InputFile]:
-        """Return the files to read, in order, except those in ``exclude`` (resolved paths).
+    def files(self, exclude: Collection[str] = frozenset()) -> list[InputFile]:
+        """Return the files to read, in order, except those in ``exclude`` (real paths).
 
         Raises:
             DataError: a source names no file.

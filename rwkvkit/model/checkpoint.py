@@ -4,6 +4,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -120,31 +121,28 @@ def build_model(
 
 
 def check_config(
-    config: ModelConfig, state_dict: Mapping[str, Tensor], where: str | None = None
+    given: Mapping[str, Any], state_dict: Mapping[str, Tensor], where: str | None = None
 ) -> ModelConfig:
-    """Compare the model a recipe asks for with a checkpoint, and return the one to build.
-
-    Only what the recipe gives counts: a rank or width it leaves out is the checkpoint's.
+    """Read a checkpoint's shape and compare it with what a recipe says about it.
 
     Args:
-        config: from the recipe.
+        given: fields of :class:`ModelConfig` that the recipe states; what it leaves out is the
+            checkpoint's.
         state_dict: the checkpoint's tensors by name.
         where: the checkpoint's file, for the message.
 
     Returns:
-        The checkpoint's shape, with ``dropout`` and ``time_state`` as the recipe has them.
+        The checkpoint's shape.
 
     Raises:
         RecipeError: they differ; lists every difference.
         DataError: the tensors are no RWKV checkpoint.
     """
     found = config_from_state_dict(state_dict, where)
-    training = {"dropout", "time_state"}
     differences = [
-        f"{name} is {getattr(found, name)} in the checkpoint, {getattr(config, name)} in the recipe"
-        for name in ModelConfig.model_fields
-        if name in config.model_fields_set - training
-        and getattr(found, name) != getattr(config, name)
+        f"{name} is {getattr(found, name)} in the checkpoint, {value} in the recipe"
+        for name, value in given.items()
+        if getattr(found, name) != value
     ]
     if differences:
         raise RecipeError(
@@ -152,8 +150,7 @@ def check_config(
             where=where,
             hint="change the recipe's model, or leave its size out to take the checkpoint's",
         )
-    chosen = {name: getattr(config, name) for name in training & config.model_fields_set}
-    return ModelConfig(**{**found.model_dump(), **chosen})
+    return found
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

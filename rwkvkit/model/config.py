@@ -80,8 +80,7 @@ class ModelConfig(Config):
                 raise ValueError(f"{self.arch} has no {name}")
         for name, value in derived.items():
             if not getattr(self, name):
-                # The class is frozen for its users. Set this way, a derived value does not count
-                # as given (`model_fields_set`), which `check_config` relies on.
+                # Frozen for its users; here it is still being made.
                 object.__setattr__(self, name, value)
         return self
 

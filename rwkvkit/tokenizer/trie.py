@@ -20,9 +20,10 @@ the same ids as the whole.
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from rwkvkit.tokenizer.jit import compiled
 
 _EMPTY = 256
 _FIRST_BASE = 512  # below lie the slots of base 0, which must stay empty, and of no node
@@ -158,13 +159,13 @@ def _roots(
     return roots
 
 
-@numba.njit(nogil=True, cache=True, boundscheck=False)
+@compiled
 def encode_short(text, slots, roots, out):  # type: ignore[no-untyped-def]
     """Do what ``encode_long`` does, with less to set up and to compile."""
     return _walk(text, 0, len(text), slots, roots, out, 0)
 
 
-@numba.njit(nogil=True, cache=True, boundscheck=False)
+@compiled
 def encode_long(text, slots, roots, lengths, inside, out):  # type: ignore[no-untyped-def]
     """Encode ``text`` (uint8 [n]) into ``out`` (uint16 [at least n]); return the number of ids."""
     n = len(text)
@@ -209,7 +210,7 @@ def encode_long(text, slots, roots, lengths, inside, out):  # type: ignore[no-un
     return _close_gap(out, cut3, o3, o0)
 
 
-@numba.njit(nogil=True, cache=True, boundscheck=False)
+@compiled
 def _seam(text, start, inside):  # type: ignore[no-untyped-def]
     """Return the first position from ``start`` where no token can span the cut, or the end."""
     for at in range(max(start, 1), len(text)):
@@ -218,14 +219,14 @@ def _seam(text, start, inside):  # type: ignore[no-untyped-def]
     return len(text)
 
 
-@numba.njit(nogil=True, cache=True, boundscheck=False)
+@compiled
 def _enter(text, start, roots):  # type: ignore[no-untyped-def]
     """Start a token: the next byte to test, the end of the best match, its node and its id."""
     root = roots[np.int64(text[start]) | np.int64(text[start + 1]) << 8]
     return start + 2, start + (root >> 48), root & 0xFFFFFFFF, (root >> 32) & 0xFFFF
 
 
-@numba.njit(nogil=True, cache=True, boundscheck=False)
+@compiled
 def _step(text, at, end, node, best, o, slots, roots, out):  # type: ignore[no-untyped-def]
     """Follow one byte, or, where the trie has no such child, emit the token and start the next.
 
@@ -257,7 +258,7 @@ def _step(text, at, end, node, best, o, slots, roots, out):  # type: ignore[no-u
     )
 
 
-@numba.njit(nogil=True, cache=True, boundscheck=False)
+@compiled
 def _walk(text, start, stop, slots, roots, out, o):  # type: ignore[no-untyped-def]
     """Encode ``text[start:stop]`` token by token into ``out`` from ``o``; return the new ``o``."""
     while start < stop:
@@ -283,7 +284,7 @@ def _walk(text, start, stop, slots, roots, out, o):  # type: ignore[no-untyped-d
     return o
 
 
-@numba.njit(nogil=True, cache=True, boundscheck=False)
+@compiled
 def _close_gap(out, start, stop, to):  # type: ignore[no-untyped-def]
     """Move ``out[start:stop]`` down to ``to``; return where it ends."""
     if start != to:

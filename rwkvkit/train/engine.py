@@ -1,5 +1,6 @@
 """What the training loop asks of an engine, and the engine for one process."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,7 +102,7 @@ class TorchEngine:
             self._collect_gradients()
         grad_norm = nn.utils.clip_grad_norm_(self._masters, self._grad_clip)
         result = StepResult(loss.item(), grad_norm.item())
-        if not torch.isfinite(torch.tensor([result.loss, result.grad_norm])).all():
+        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self._optimizer.zero_grad()
             raise DivergedError(f"loss {result.loss}, gradient norm {result.grad_norm}")
         for group in self._optimizer.param_groups:

@@ -1,6 +1,7 @@
 """The training loop, from top to bottom."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.sampler import SampleReader
 from rwkvkit.train.signals import StopRequest
 
+_WINDOW = 20  # steps
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -30,8 +33,8 @@ class Progress:
         loss: cross entropy of the step, nats a token.
         lr: learning rate of the step.
         grad_norm: gradient norm before clipping.
-        tokens_per_s: speed of this process since it started, without its first step.
-        eta_s: seconds that remain at this speed.
+        tokens_per_s: speed over the last steps.
+        eta_s: seconds that remain at that speed.
     """
 
     step: int
@@ -167,20 +170,16 @@ def train(
 
 
 class Clock:
-    """Measures steps a second, leaving out the first step, which warms caches up."""
+    """Measures speed over the newest steps, so that it follows a machine that others use too."""
 
     def __init__(self, done: int) -> None:
-        self._since = time.monotonic()
-        self._from = done
-        self._first = done + 1
+        self._ends = deque([(done, time.monotonic())], maxlen=_WINDOW)
 
     def rate(self, done: int) -> float:
-        """Return steps a second up to step ``done``."""
-        now = time.monotonic()
-        rate = (done - self._from) / max(now - self._since, 1e-9)
-        if done == self._first:
-            self._since, self._from = now, done
-        return rate
+        """Return steps a second, now that ``done`` steps are done."""
+        self._ends.append((done, time.monotonic()))
+        (first, since), (last, now) = self._ends[0], self._ends[-1]
+        return (last - first) / max(now - since, 1e-9)
 
 
 def _diverged(

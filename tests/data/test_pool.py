@@ -1,6 +1,7 @@
 import os
 import random
 import time
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -9,8 +10,9 @@ from rwkvkit.data.pool import ordered_map
 from rwkvkit.errors import DataError, SetupError
 
 
+@contextmanager
 def start(number: int):
-    return partial(work, number)
+    yield partial(work, number)
 
 
 def work(number: int, task: tuple[str, int]) -> tuple[int, int]:

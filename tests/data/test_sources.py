@@ -1,6 +1,6 @@
 import json
-import os
 import random
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -16,11 +16,9 @@ def here(tmp_path, monkeypatch):
 
 
 def touch(*names):
-    for name in names:
-        path = os.path.dirname(name)
-        os.makedirs(path or ".", exist_ok=True)
-        with open(name, "w") as file:
-            file.write("{}\n")
+    for path in map(Path, names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}\n")
 
 
 def names(path, **settings):

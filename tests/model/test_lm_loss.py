@@ -83,7 +83,7 @@ def test_blocks_of_tokens_change_nothing(monkeypatch):
     logits, targets = example()
     whole = lm_loss(logits, targets)
     want = torch.autograd.grad(whole, logits)[0]
-    monkeypatch.setattr(loss_module, "_BLOCK", 33)
+    monkeypatch.setattr(loss_module, "_BLOCK_CPU", 33)
     blocked = lm_loss(logits, targets)
     torch.testing.assert_close(blocked, whole)
     torch.testing.assert_close(torch.autograd.grad(blocked, logits)[0], want)

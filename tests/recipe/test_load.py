@@ -99,7 +99,7 @@ def test_all_mistakes_at_once(recipe: Path) -> None:
 
 
 def test_a_mistake_in_an_override_is_blamed_on_it(recipe: Path) -> None:
-    with pytest.raises(RecipeError, match="--set train.keep=x  train.keep: should be"):
+    with pytest.raises(RecipeError, match=r"--set train\.keep=x  train\.keep: should be"):
         load_recipe(str(recipe), ["train.keep=x"])
 
 

@@ -1,0 +1,133 @@
+"""The engine's steps: the reference's losses, masters in bf16, accumulation, exact state."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rwkvkit import load_model
+from rwkvkit.errors import DivergedError
+from rwkvkit.model.checkpoint import build_model
+from rwkvkit.model.config import ModelConfig
+from rwkvkit.model.init import init_weights
+from rwkvkit.train.config import TrainConfig
+from rwkvkit.train.engine import TorchEngine
+
+GOLDEN = Path(__file__).parents[1] / "golden/models"
+
+
+def settings(**more: object) -> TrainConfig:
+    return TrainConfig(**{"micro_bsz": 4, "lr_init": 1e-3, "lr_final": 1e-3, **more})
+
+
+def engine_of(
+    dtype: torch.dtype = torch.float32, dropout: float = 0.0, **more: object
+) -> TorchEngine:
+    config = ModelConfig(
+        arch="x060", n_layer=2, n_embd=32, head_size=16, vocab_size=40, dropout=dropout
+    )
+    model = build_model(config, init_weights(config, 3), dtype=dtype)
+    return TorchEngine(model.train(), settings(**more))
+
+
+def batch(seed: int, size: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randint(40, (size, 24), generator=generator) for _ in range(2))
+    return x, y
+
+
+def step(engine: TorchEngine, seed: int, lr: float = 1e-3) -> float:
+    return engine.step(*batch(seed), lr=lr, weight_decay=0.01).loss
+
+
+@pytest.mark.parametrize("name", ["x052", "x060", "x070"])
+def test_the_losses_of_the_reference(name: str) -> None:
+    with np.load(GOLDEN / f"{name}.npz") as recorded:
+        weights = {
+            key.removeprefix("weight/"): torch.from_numpy(recorded[key]).float()
+            for key in recorded.files
+            if key.startswith("weight/")
+        }
+        x, y = (torch.from_numpy(recorded[key]).long() for key in ("idx", "targets"))
+        trajectory = recorded["trajectory"].tolist()
+        optimizer = json.loads(recorded["meta"].tobytes())["optimizer"]
+    config = settings(
+        micro_bsz=len(x),
+        beta1=optimizer["betas"][0],
+        beta2=optimizer["betas"][1],
+        adam_eps=optimizer["eps"],
+        weight_decay=optimizer["weight_decay"],
+        grad_clip=optimizer["grad_clip"],
+    )
+    engine = TorchEngine(load_model(weights), config)
+    losses = [
+        engine.step(x, y, lr=optimizer["lr"], weight_decay=optimizer["weight_decay"]).loss
+        for _ in trajectory
+    ]
+    assert losses == pytest.approx(trajectory, rel=1e-5)
+
+
+def test_accumulated_passes_are_one_step() -> None:
+    whole, parts = engine_of(), engine_of(micro_bsz=1, accumulate_grad_batches=4)
+    for seed in range(3):
+        assert step(parts, seed) == pytest.approx(step(whole, seed), rel=1e-5)
+    ours, theirs = whole.model.state_dict(), parts.model.state_dict()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_masters_keep_what_bf16_would_round_away() -> None:
+    engine = engine_of(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
+    name = "blocks.0.att.receptance.weight"
+    for _ in range(40):  # each step moves a weight by a fraction of its last bf16 digit
+        step(engine, 0, lr=2e-5)
+    after = engine.model.state_dict()
+    assert after[name].dtype == torch.bfloat16
+    moved = (after[name].float() - before[name].float()).abs().mean().item()
+    assert 1e-4 < moved < 40 * 2e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_state_continues_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.manual_seed(5)
+    engine = engine_of(dtype, dropout=0.2)
+    for seed in range(3):
+        step(engine, seed)
+    engine.save(tmp_path)
+    onward = [step(engine, seed) for seed in (3, 4)]
+    torch.manual_seed(99)
+    other = engine_of(dtype, dropout=0.2)
+    other.load(tmp_path)
+    assert [step(other, seed) for seed in (3, 4)] == onward
+    ours, theirs = engine.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_weight_decay_reaches_the_matrices_only() -> None:
+    engine = engine_of(weight_decay=0.1)
+    engine.model.requires_grad_(True)
+    before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
+    x, y = batch(0)
+    engine.step(x, y, lr=0.0, weight_decay=0.5)  # lr scales decay too: nothing may move
+    for name, tensor in engine.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    engine.step(x, y, lr=1e-3, weight_decay=1000.0)  # 1 - lr · wd = 0
+    assert engine.model.state_dict()["blocks.0.att.key.weight"].abs().max() < 0.01
+    assert engine.model.state_dict()["blocks.0.ln1.weight"].mean() > 0.9
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights(tmp_path: Path) -> None:
+    engine = engine_of()
+    step(engine, 0)
+    with torch.no_grad():
+        engine.model.ln_out.bias[0] = torch.inf
+    before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
+    with pytest.raises(DivergedError, match="loss nan"):
+        step(engine, 1)
+    after = engine.model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert all(parameter.grad is None for parameter in engine.model.parameters())
