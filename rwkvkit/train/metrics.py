@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from rwkvkit.files import replacing, write_text
 
 
@@ -57,15 +59,14 @@ def plot_loss(metrics: Path, picture: Path) -> None:
 
     rows = read_metrics(metrics)
     tokens = [row["tokens"] for row in rows]
-    loss = [row["loss"] for row in rows]
-    smooth: list[float] = []
-    for value in loss:
-        smooth.append(value if not smooth else 0.95 * smooth[-1] + 0.05 * value)
+    loss = np.array([row["loss"] for row in rows])
+    window = np.ones(min(len(loss), 1 + 2 * (len(loss) // 40)))
+    mean = np.convolve(loss, window, "same") / np.convolve(np.ones(len(loss)), window, "same")
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(tokens, loss, linewidth=0.6, alpha=0.4, color="tab:blue", label="loss")
-    axes.plot(tokens, smooth, linewidth=1.6, color="tab:blue", label="smoothed")
+    axes.plot(tokens, mean, linewidth=1.6, color="tab:blue", label=f"mean of {len(window)} steps")
     axes.set_xlabel("tokens")
     axes.set_ylabel("cross entropy (nats a token)")
     axes.grid(alpha=0.3)
