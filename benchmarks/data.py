@@ -8,11 +8,9 @@ standard library and of the installed packages, every distinct file once, a JSON
 
 import argparse
 import hashlib
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -21,11 +19,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report
 
 SUFFIXES = {".py", ".pyi", ".md", ".rst", ".txt", ".h", ".hpp", ".cuh", ".html", ".js", ".json"}
 
@@ -40,25 +38,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         results = measure(Path(folder), arguments.size * 10**6, short=arguments.short)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    report.save(results, arguments.out)
 
 
 def measure(folder: Path, limit: int, *, short: bool) -> dict[str, Any]:
     """Make the corpus in ``folder`` and run every measurement on it."""
-    results: dict[str, Any] = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("numpy", "numba", "orjson", "pyrwkv-tokenizer")
-            },
-        },
-    }
+    results = report.header("numpy", "numba", "orjson", "pyrwkv-tokenizer")
     corpus = folder / "corpus.jsonl"
     results["corpus"] = make_corpus(corpus, limit, short=short)
     size = results["corpus"]["bytes"]
@@ -199,16 +184,6 @@ def build(corpus: str, out: str, workers: int, epochs: int) -> float:
     start = time.perf_counter()
     Build(stages, seed=42, ctx_len=4096).run(workers=workers)
     return time.perf_counter() - start
-
-
-def cpu_name() -> str:
-    """Return the processor's name as far as the system tells it."""
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -223,11 +223,11 @@ def test_weights_of_another_shape(folder, run) -> None:
     outcome = run("train", "r.yaml", *use, "--set", "train.total_steps=2")
     assert outcome.code == 0
     assert "init-weights: the recipe starts from base.pth" in outcome.err
-    missing = run("train", "r.yaml", "--set", "model.weights=absent.pth")
+    missing = run("train", "r.yaml", "--set", "model.weights=absent.pth", "--set", "run_dir=b")
     assert missing.code == 3
     assert "model.weights: absent.pth does not exist" in missing.err
     (folder / "text.pth").write_text("no checkpoint")
-    wrong = run("train", "r.yaml", "--set", "model.weights=text.pth")
+    wrong = run("train", "r.yaml", "--set", "model.weights=text.pth", "--set", "run_dir=b")
     assert wrong.code == 4
     assert "text.pth: not a readable checkpoint" in wrong.err
 
