@@ -11,6 +11,7 @@ import rwkvkit
 from rwkvkit import files
 from rwkvkit.data import manifest as manifests
 from rwkvkit.data.binidx import BinidxWriter, bin_path, idx_path
+from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.chunks import CHUNK_BYTES, ChunkReader
 from rwkvkit.data.documents import Reject, changed
 from rwkvkit.data.encoding import encode_corpus, writing
@@ -18,7 +19,6 @@ from rwkvkit.data.manifest import FileRecord, Manifest, manifest_path
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.sources import InputFile
 from rwkvkit.data.stages import (
-    Encode,
     Plan,
     PlanResult,
     Read,
@@ -70,7 +70,7 @@ class Build:
         check_chain(stages)
         self._stages = tuple(stages)
         self._read = _stage(stages, Read) or _missing()
-        self._encode = _stage(stages, Encode) or _missing()
+        self._work = ChunkWork(stages)
         self._repeat = _stage(stages, RepeatShuffle) or RepeatShuffle(shuffle=False)
         self._plan = _stage(stages, Plan)
         self._ctx_len = ctx_len if self._plan else None
@@ -154,17 +154,10 @@ class Build:
         count = workers or _default_workers(inputs)
         report = progress or (lambda _: None)
         # Loaded first, so that what is wrong with a vocabulary is said before any work.
-        self._encode.load()
+        self._work.load()
         with writing(self.prefix), workspace(self.prefix) as folder:
             reader = ChunkReader(inputs, self._chunk_bytes)
-            index, rejects = encode_corpus(
-                reader,
-                self._encode,
-                folder,
-                skip_bad=self._read.on_error == "skip",
-                workers=count,
-                report=report,
-            )
+            index, rejects = encode_corpus(reader, self._work, folder, workers=count, report=report)
             for file, was in zip(inputs, before, strict=True):
                 if _touched(file) != was or was[0] != file.size:
                     raise changed(file)

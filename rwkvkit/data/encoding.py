@@ -10,18 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.chunks import Chunk, ChunkReader
-from rwkvkit.data.documents import Reject, read_chunk
+from rwkvkit.data.documents import Reject
 from rwkvkit.data.order import DocumentIds
 from rwkvkit.data.pool import ordered_map
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.sources import InputFile
 from rwkvkit.data.spool import Places, SpoolWriter
-from rwkvkit.data.stages import Encode
 from rwkvkit.errors import DataError, SetupError
-
-_END = b"\xff"  # becomes token 0
-_MAX_TOKENS = 2**31 - 1  # in a document: the index of a binidx holds int32
 
 
 @dataclass(frozen=True)
@@ -69,10 +66,9 @@ def spool_path(folder: Path, number: int) -> Path:
 
 def encode_corpus(
     reader: ChunkReader,
-    encode: Encode,
+    work: ChunkWork,
     folder: Path,
     *,
-    skip_bad: bool,
     workers: int,
     report: Report,
 ) -> tuple[Index, list[Reject]]:
@@ -82,11 +78,11 @@ def encode_corpus(
         The index of all documents, and the rejected lines with their numbers in their files.
 
     Raises:
-        DataError: an input cannot be read, or (unless ``skip_bad``) holds what is no document;
-            always the first such place in the corpus, whatever the number of workers.
+        DataError: an input cannot be read, or holds what is no document and bad lines are not
+            skipped; always the first such place in the corpus, whatever the number of workers.
         SetupError: the spool cannot be written.
     """
-    start = partial(_chunk_encoder, encode, folder, skip_bad)
+    start = partial(_chunk_encoder, work, folder)
     pieces: list[Piece] = []
     rejects: list[Reject] = []
     lines: Counter[int] = Counter()
@@ -95,7 +91,7 @@ def encode_corpus(
     for piece in ordered_map(start, reader, workers):
         for reject in piece.rejects:
             placed = replace(reject, line=lines[piece.first_file] + reject.line)
-            if not skip_bad:
+            if not work.skip_bad:
                 raise _bad_line(placed, reader.inputs)
             rejects.append(placed)
         lines[piece.first_file] += piece.n_lines
@@ -118,36 +114,25 @@ def _bad_line(reject: Reject, inputs: list[InputFile]) -> DataError:
 
 @contextmanager
 def _chunk_encoder(
-    encode: Encode, folder: Path, skip_bad: bool, number: int
+    work: ChunkWork, folder: Path, number: int
 ) -> Iterator[Callable[[Chunk], Piece]]:
     """Provide the work of one process: chunk in, piece out, tokens into its own spool file."""
-    tokenizer = encode.load()
     with writing(folder):
         spool = SpoolWriter(spool_path(folder, number))
 
     def encode_chunk(chunk: Chunk) -> Piece:
-        documents = read_chunk(chunk, skip_bad=skip_bad)
-        tokens = tokenizer.encode_joined(_END.join([*documents.texts, b""]))
-        ends = np.flatnonzero(tokens == 0)
-        assert len(ends) == len(documents.texts)
-        sizes = np.diff(ends, prepend=-1)
-        if sizes.size and sizes.max() > _MAX_TOKENS:
-            raise DataError(
-                f"a document has {sizes.max()} tokens; a binidx holds up to {_MAX_TOKENS}",
-                where=chunk.files[0].name,
-                hint="split it",
-            )
+        encoded = work(chunk)
         with writing(folder):
-            position = spool.append(tokens)
+            position = spool.append(encoded.tokens)
         return Piece(
             first_file=chunk.first_file,
-            files=np.asarray(documents.files, np.uint32),
-            offsets=np.asarray(documents.offsets, np.int64),
-            sizes=sizes.astype(np.int32),
+            files=encoded.files,
+            offsets=encoded.offsets,
+            sizes=encoded.sizes,
             spool=number,
             position=position,
-            rejects=documents.rejects,
-            n_lines=documents.n_lines,
+            rejects=encoded.rejects,
+            n_lines=encoded.n_lines,
             input_bytes=chunk.input_bytes,
         )
 
