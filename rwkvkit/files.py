@@ -1,6 +1,7 @@
 """Write files so that a reader sees the old content or the new, never a part."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -29,6 +30,25 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder; yields whether it was free. A lock ends with its process.
+
+    Raises:
+        OSError: the folder does not exist or cannot be read.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
+from rwkvkit import files
 from rwkvkit.data.binidx import Binidx, open_binidx
 from rwkvkit.data.build import Status
 from rwkvkit.data.manifest import read_manifest
-from rwkvkit.errors import RecipeError
-from rwkvkit.files import sha256, write_text
+from rwkvkit.errors import RecipeError, SetupError
 from rwkvkit.model.checkpoint import (
     build_model,
     check_config,
@@ -103,12 +103,17 @@ class InitialWeights:
         changed = [key for key, value in self._record().items() if before.get(key) != value]
         if changed:
             return Status(False, f"{' and '.join(changed)} changed since {self.path} was made")
-        if sha256(self.path) != before.get("sha256"):
+        if files.sha256(self.path) != before.get("sha256"):
             return Status(False, f"the content of {self.path} has changed")
         return Status(True, f"{self.path} is what the recipe asks for")
 
-    def make(self) -> dict[str, Tensor]:
+    def make(
+        self, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> dict[str, Tensor]:
         """Draw the weights, write them, and return them.
+
+        Args:
+            progress: called with the tensors drawn so far and their number.
 
         Raises:
             RecipeError: ``grow_from`` does not exist.
@@ -116,13 +121,13 @@ class InitialWeights:
         """
         if self.spec.grow_from:
             small = self._read(self.spec.grow_from, "model.grow_from")
-            weights = grow(small, self.config, self.seed)
+            weights = grow(small, self.config, self.seed, progress)
         else:
-            weights = init_weights(self.config, self.seed)
+            weights = init_weights(self.config, self.seed, progress)
         self._record_path.unlink(missing_ok=True)
         write_checkpoint(weights, self.path)
-        record = self._record() | {"sha256": sha256(self.path)}
-        write_text(self._record_path, json.dumps(record, indent=1) + "\n")
+        record = self._record() | {"sha256": files.sha256(self.path)}
+        files.write_text(self._record_path, json.dumps(record, indent=1) + "\n")
         return weights
 
     @property
@@ -134,7 +139,9 @@ class InitialWeights:
         return {
             "model": self.config.model_dump(),
             "seed": self.seed,
-            "grow_from": sha256(Path(source)) if source and Path(source).is_file() else source,
+            "grow_from": files.sha256(Path(source))
+            if source and Path(source).is_file()
+            else source,
         }
 
     @staticmethod
@@ -239,23 +246,32 @@ class Run:
 
         Raises:
             RecipeError: the run's folder holds another run.
+            SetupError: another process is training in it.
         """
+        folder = self.recipe.folder
         record = {
             "recipe": self._recipe_record(),
             "data": self._data_record(data, plan),
             "dtype": str(plan.placement.dtype).removeprefix("torch."),
         }
-        check_record(self.recipe.folder, record)
-        write_record(self.recipe.folder, record)
-        return train(
-            self._model(plan.placement),
-            data,
-            plan,
-            self.files,
-            seed=self.recipe.seed,
-            report=report,
-            progress=progress,
-        )
+        with files.locked(folder) as free:
+            if not free:
+                raise SetupError(
+                    "another process is training in this folder",
+                    where=str(folder),
+                    hint="wait for it, or give this run another name or run_dir",
+                )
+            check_record(folder, record)
+            write_record(folder, record)
+            return train(
+                self._model(plan.placement),
+                data,
+                plan,
+                self.files,
+                seed=self.recipe.seed,
+                report=report,
+                progress=progress,
+            )
 
     def _model(self, placement: Placement) -> RWKV:
         return build_model(

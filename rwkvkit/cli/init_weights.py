@@ -1,10 +1,17 @@
 """``rwkvkit init-weights``: draw the initial weights of a recipe."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from rwkvkit.cli.console import Console, shape, table
 from rwkvkit.cli.options import recipe_options
 from rwkvkit.recipe.load import load_recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rwkvkit.workflow import InitialWeights
 
 
 @click.command("init-weights", short_help="Draw the initial weights of a recipe.")
@@ -39,10 +46,19 @@ def init_weights(
         console.result(f"init-weights: up to date: {status.reason}")
     else:
         console.note(f"init-weights: {status.reason}: drawing {summary(weights.config)}")
-        rows = init_table(weights.make())
+        rows = init_table(draw(weights, console))
         cells = [(row.name, shape(row.shape), row.rule, row.mean, row.std) for row in rows]
         for line in table(["tensor", "shape", "rule", "mean", "std"], cells):
             console.result(line)
         console.result(f"wrote {weights.path}: {parameters:,} parameters")
         console.result(f"next: rwkvkit train {recipe_name}")
     console.finish(facts)
+
+
+def draw(weights: "InitialWeights", console: Console) -> dict[str, "Tensor"]:
+    """Draw initial weights and show how far that is: large matrices take seconds each."""
+
+    def show(done: int, total: int) -> None:
+        console.progress(f"init-weights: {done} of {total} tensors", last=done == total)
+
+    return weights.make(show)

@@ -7,6 +7,7 @@ import click
 
 from rwkvkit.cli.console import Console, duration
 from rwkvkit.cli.generate import stream_text
+from rwkvkit.cli.init_weights import draw
 from rwkvkit.cli.options import recipe_options, workers_option
 from rwkvkit.cli.prepare import run_prepare
 from rwkvkit.data.binidx import open_binidx
@@ -41,7 +42,7 @@ def train(
     init = run.weights.status()
     console.note(f"init-weights: {init.reason}" + ("" if init.up_to_date else ": drawing them"))
     if not init.up_to_date:
-        run.weights.make()
+        draw(run.weights, console)
     data = run.data()
     plan = run.plan(data.n_tokens)
     console.note(f"model {summary(run.model_config)}")

@@ -1,6 +1,6 @@
 """Start a larger model from the weights of a smaller one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,7 +10,12 @@ from rwkvkit.model.config import ModelConfig, config_from_state_dict
 from rwkvkit.model.init import init_weights
 
 
-def grow(small: Mapping[str, Tensor], config: ModelConfig, seed: int) -> dict[str, Tensor]:
+def grow(
+    small: Mapping[str, Tensor],
+    config: ModelConfig,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Tensor]:
     """Fit the tensors of a checkpoint to the shapes of another, usually larger model.
 
     A tensor with as many elements is reshaped; another one is interpolated linearly, axis by axis.
@@ -20,6 +25,7 @@ def grow(small: Mapping[str, Tensor], config: ModelConfig, seed: int) -> dict[st
         small: the checkpoint's tensors by name.
         config: the shape of the new model, of the same architecture.
         seed: of the fresh values, see :func:`rwkvkit.model.init.init_weights`.
+        progress: as there.
 
     Returns:
         float32 tensors by name.
@@ -35,7 +41,7 @@ def grow(small: Mapping[str, Tensor], config: ModelConfig, seed: int) -> dict[st
             where="model.arch",
             hint=f"set arch to {arch}, or start from a checkpoint of {config.arch}",
         )
-    weights = init_weights(config, seed)
+    weights = init_weights(config, seed, progress)
     for name, fresh in weights.items():
         if name in small:
             weights[name] = _fitted(small[name].float(), tuple(fresh.shape))

@@ -162,7 +162,11 @@ _TABLE: tuple[_Rule, ...] = (
 )  # fmt: skip
 
 
-def init_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
+def init_weights(
+    config: ModelConfig,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Tensor]:
     """Draw the weights of a new model.
 
     Each tensor has a random generator of its own, seeded by ``seed`` and its name: it does not
@@ -171,14 +175,17 @@ def init_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
     Args:
         config: the model's shape.
         seed: any integer.
+        progress: called with the number of tensors drawn so far, and of all.
 
     Returns:
         float32 tensors by name, as a checkpoint holds them.
     """
-    weights = {}
-    for name, shape in weight_shapes(config).items():
+    weights: dict[str, Tensor] = {}
+    shapes = weight_shapes(config)
+    for name, shape in shapes.items():
         place = _Place(config, _layer(name), shape, _generator(seed, name))
         weights[name] = _rule(name).fill(place).float().reshape(shape)
+        progress(len(weights), len(shapes))
     return weights
 
 

@@ -4,6 +4,7 @@ import json
 import random
 import resource
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -23,6 +24,14 @@ def metrics(folder: Path) -> list[dict]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "rwkv-final.pth", weights_only=True)
+
+
+def wait_for_rows(log: Path, rows: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < rows:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def assert_same_run(left: Path, right: Path) -> None:
@@ -109,12 +118,7 @@ def test_killed_at_a_random_step_it_resumes_bit_for_bit(folder, run, start, arch
     assert run("train", "r.yaml", *settings, "--set", "run_dir=whole").code == 0
     kill_after = random.randint(1, 55)  # any step must do
     process = start("train", "r.yaml", *settings, "--set", "run_dir=cut")
-    log = folder / "cut/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.exists() or log.read_text().count("\n") < kill_after:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_for_rows(folder / "cut/metrics.jsonl", kill_after, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (folder / "cut/rwkv-final.pth").exists()
@@ -130,11 +134,7 @@ def test_killed_at_a_random_step_it_resumes_bit_for_bit(folder, run, start, arch
 def test_a_signal_saves_and_exits_130(folder, run, start, number) -> None:
     settings = ["--set", "train.total_steps=9000", "--set", "train.save_every=9000"]
     process = start("train", "r.yaml", *settings, "--json")
-    log = folder / "out/tiny/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.exists() or log.read_text().count("\n") < 5:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_rows(folder / "out/tiny/metrics.jsonl", 5, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -192,6 +192,16 @@ def test_another_run_in_the_folder_is_refused(folder, run) -> None:
     assert {name: (folder / name).stat().st_mtime_ns for name in files_in(folder)} == before
     free = ["--set", "train.keep=1", "--set", "train.wkv=naive", "--set", "train.grad_cp=true"]
     assert run("train", "r.yaml", *free).code == 0
+
+
+def test_two_runs_never_share_a_folder(folder, run, start) -> None:
+    process = start("train", "r.yaml", "--set", "train.total_steps=9000")
+    wait_for_rows(folder / "out/tiny/metrics.jsonl", 1, process)
+    outcome = run("train", "r.yaml", "--set", "train.total_steps=9000")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert outcome.code == 5
+    assert "another process is training in this folder" in outcome.err
 
 
 def test_a_full_disk_while_saving(folder, run, start) -> None:
