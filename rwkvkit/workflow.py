@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rwkvkit import files
+from rwkvkit.compare import differences
 from rwkvkit.data.binidx import Binidx, open_binidx
 from rwkvkit.data.build import Status
 from rwkvkit.data.manifest import read_manifest
@@ -100,10 +101,10 @@ class InitialWeights:
                 "otherwise move the file away",
             )
         before = json.loads(self._record_path.read_text(encoding="utf-8"))
-        changed = [key for key, value in self._record().items() if before.get(key) != value]
-        if changed:
-            return Status(False, f"{' and '.join(changed)} changed since {self.path} was made")
-        if files.sha256(self.path) != before.get("sha256"):
+        made = before.pop("sha256")
+        if changes := differences(before, self._record()):
+            return Status(False, f"{', '.join(changes)} since {self.path} was made")
+        if files.sha256(self.path) != made:
             return Status(False, f"the content of {self.path} has changed")
         return Status(True, f"{self.path} is what the recipe asks for")
 
@@ -124,11 +125,15 @@ class InitialWeights:
             weights = grow(small, self.config, self.seed, progress)
         else:
             weights = init_weights(self.config, self.seed, progress)
-        self._record_path.unlink(missing_ok=True)
+        # The record comes first: whenever the file is there, so is a sign that it is ours.
+        self._write_record(None)
         write_checkpoint(weights, self.path)
-        record = self._record() | {"sha256": files.sha256(self.path)}
-        files.write_text(self._record_path, json.dumps(record, indent=1) + "\n")
+        self._write_record(files.sha256(self.path))
         return weights
+
+    def _write_record(self, sha256: str | None) -> None:
+        record = self._record() | {"sha256": sha256}
+        files.write_text(self._record_path, json.dumps(record, indent=1) + "\n")
 
     @property
     def _record_path(self) -> Path:

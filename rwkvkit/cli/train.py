@@ -1,7 +1,8 @@
 """``rwkvkit train``: everything from text to a trained model."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,10 @@ from rwkvkit.data.binidx import open_binidx
 from rwkvkit.recipe.dataset import dataset_prefix, make_build
 from rwkvkit.recipe.load import load_recipe
 from rwkvkit.recipe.schema import Recipe, SampleSpec
+
+if TYPE_CHECKING:
+    from rwkvkit.train.loop import Progress
+    from rwkvkit.workflow import Run
 
 
 @click.command(short_help="Train the model of a recipe, preparing what is missing.")
@@ -65,8 +70,8 @@ def train(
     console.finish(facts)
 
 
-def _shower(console: Console) -> Any:
-    def show(now: Any) -> None:
+def _shower(console: Console) -> "Callable[[Progress], None]":
+    def show(now: "Progress") -> None:
         console.progress(
             f"step {now.step:,}/{now.steps:,}  loss {now.loss:.4f}  lr {now.lr:.2e}"
             f"  grad {now.grad_norm:.2f}  {now.tokens_per_s:,.0f} tok/s"
@@ -77,7 +82,7 @@ def _shower(console: Console) -> Any:
     return show
 
 
-def _dry_run(recipe: Recipe, run: Any, console: Console) -> None:
+def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
     """Show what training would do, as far as it is known before the data is there."""
     from rwkvkit.model.describe import n_parameters, summary
 

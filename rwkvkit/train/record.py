@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rwkvkit.compare import differences
 from rwkvkit.errors import RecipeError
 from rwkvkit.files import write_text
 
@@ -24,19 +25,9 @@ def check_record(folder: Path, record: dict[str, Any]) -> None:
     path = folder / NAME
     if not path.exists():
         return
-    before = _flat(
-        {
-            section: value
-            for section, value in json.loads(path.read_text(encoding="utf-8")).items()
-            if section in record
-        }
-    )
-    now = _flat(json.loads(json.dumps(record)))
-    changes = [
-        f"{key} {before.get(key)} -> {now.get(key)}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
+    before = json.loads(path.read_text(encoding="utf-8"))
+    known = {section: value for section, value in before.items() if section in record}
+    changes = differences(known, record)
     if changes:
         raise RecipeError(
             f"this folder holds another run ({', '.join(changes)})",
@@ -48,13 +39,3 @@ def check_record(folder: Path, record: dict[str, Any]) -> None:
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the record of a run, whole or not at all."""
     write_text(folder / NAME, json.dumps(record, indent=1, sort_keys=True) + "\n")
-
-
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -106,7 +106,11 @@ def test_init_weights_prints_its_table_and_grows(folder: Path, run) -> None:
     config = load_model(folder / "big/rwkv-init.pth").config
     assert (config.n_layer, config.n_embd) == (3, 128)
     changed = run("init-weights", "r.yaml", "--set", "seed=1")
-    assert "seed changed" in changed.err
+    assert "seed 42 -> 1 since out/tiny/rwkv-init.pth was made" in changed.err
+    half_done = json.loads((folder / "out/tiny/rwkv-init.json").read_text()) | {"sha256": None}
+    (folder / "out/tiny/rwkv-init.json").write_text(json.dumps(half_done))  # as a kill leaves it
+    again = run("init-weights", "r.yaml", "--set", "seed=1", "--json")
+    assert again.facts["up_to_date"] is False
     missing = run("init-weights", "r.yaml", "--set", "model.grow_from=absent.pth")
     assert missing.code == 3
     assert "model.grow_from: absent.pth does not exist" in missing.err
