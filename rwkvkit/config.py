@@ -1,6 +1,19 @@
 """The base class of everything that is written in a recipe."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=2**62)]
+"""A number of tokens or steps, which may be written ``1.5e9``."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What random generators take."""
 
 
 class Config(BaseModel):
@@ -13,6 +26,7 @@ class Config(BaseModel):
         extra="forbid",
         frozen=True,
         strict=True,
+        allow_inf_nan=False,
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )

@@ -2,11 +2,16 @@
 
 import contextlib
 import fcntl
+import glob
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from rwkvkit.errors import DataError
 
 
 @contextlib.contextmanager
@@ -55,6 +60,31 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        DataError: the file cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot be read: {error}", where=str(path), hint="the file is damaged: move it away"
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(
+            "holds no JSON object", where=str(path), hint="the file is damaged: move it away"
+        )
+    return content
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what a killed process left of its attempts to replace ``path``."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        left.unlink()
 
 
 def fsync(path: Path) -> None:

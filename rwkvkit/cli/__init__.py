@@ -1,5 +1,5 @@
 """The command line: parse, call, show."""
 
-from rwkvkit.cli.app import main
+from rwkvkit.cli.boundary import main
 
 __all__ = ["main"]

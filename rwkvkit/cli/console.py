@@ -1,6 +1,7 @@
 """What a person sees: results on stdout, progress on stderr."""
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -58,7 +59,8 @@ class Console:
     def finish(self, facts: dict[str, Any]) -> None:
         """Write the result as the one object of ``--json``."""
         if self._json:
-            click.echo(json.dumps(facts, ensure_ascii=False, default=str))
+            plain = _finite(facts)
+            click.echo(json.dumps(plain, ensure_ascii=False, allow_nan=False, default=str))
 
     def _clear(self) -> None:
         if self._width:
@@ -101,6 +103,15 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON has no number for by null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> str:

@@ -1,7 +1,7 @@
 """``rwkvkit generate``: continue a prompt."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -29,7 +29,13 @@ from rwkvkit.errors import UsageError
     show_default=True,
     help="Share of the probability from which tokens are drawn.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seeds the draw.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Seeds the draw.",
+)
 @json_option
 def generate(
     checkpoint: Path,
@@ -45,18 +51,16 @@ def generate(
     The same arguments give the same text.
     """
     console = Console(as_json=as_json)
+    text = stream_text(
+        checkpoint,
+        prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
     console.echo(prompt)
-    pieces = [
-        console.echo(piece)
-        for piece in stream_text(
-            checkpoint,
-            prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
-    ]
+    pieces = [console.echo(piece) for piece in text]
     console.result("")
     console.finish({"prompt": prompt, "text": "".join(pieces)})
 
@@ -64,7 +68,7 @@ def generate(
 def stream_text(
     checkpoint: Path, prompt: str, *, max_tokens: int, temperature: float, top_p: float, seed: int
 ) -> Iterator[str]:
-    """Yield the text that follows ``prompt``, in pieces of whole characters.
+    """Load a model and return the text that follows ``prompt``, in pieces of whole characters.
 
     Raises:
         DataError: the checkpoint cannot be read.
@@ -86,16 +90,22 @@ def stream_text(
             where=str(checkpoint),
             hint="generate takes models of the World vocabulary (65536 tokens)",
         )
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for token in generate_tokens(
+    tokens = generate_tokens(
         model,
         prompt_ids.tolist(),
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-    ):
-        if piece := decoder.decode(tokenizer.decode_bytes([token])):
+    )
+    return _pieces(tokenizer.decode_bytes([token]) for token in tokens)
+
+
+def _pieces(tokens: Iterable[bytes]) -> Iterator[str]:
+    """Decode UTF-8 that comes in parts, holding back the start of a character."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        if piece := decoder.decode(token):
             yield piece
     if rest := decoder.decode(b"", final=True):
         yield rest

@@ -11,7 +11,7 @@ from rwkvkit.recipe.load import load_recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rwkvkit.workflow import InitialWeights
+    from rwkvkit.workflow.weights import InitialWeights
 
 
 @click.command("init-weights", short_help="Draw the initial weights of a recipe.")
@@ -26,15 +26,16 @@ def init_weights(
     """
     from rwkvkit.model.describe import n_parameters, summary
     from rwkvkit.model.init import init_table
-    from rwkvkit.workflow import InitialWeights
+    from rwkvkit.workflow.weights import InitialWeights
 
     console = Console(as_json=as_json)
     weights = InitialWeights.of(load_recipe(recipe_name, overrides))
+    weights.check()
     status = weights.status()
     parameters = n_parameters(weights.config)
     facts = {
         "path": str(weights.path),
-        "up_to_date": status.up_to_date,
+        "skipped": status.up_to_date,
         "reason": status.reason,
         "model": weights.config.model_dump(),
         "parameters": parameters,

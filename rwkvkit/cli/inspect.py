@@ -1,5 +1,6 @@
 """``rwkvkit inspect``: look into a dataset or a checkpoint."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ import click
 
 from rwkvkit.cli.console import Console, shape, size, table
 from rwkvkit.cli.options import json_option
-from rwkvkit.errors import UsageError
 
 _BAR = 40  # characters of the histogram's longest bar
 
@@ -18,16 +18,14 @@ _BAR = 40  # characters of the histogram's longest bar
 def inspect(path: Path, as_json: bool) -> None:
     """Describe and verify PATH: a dataset (PREFIX, PREFIX.bin or .idx) or a checkpoint (.pth)."""
     console = Console(as_json=as_json)
-    if path.suffix in (".bin", ".idx") or Path(f"{path}.idx").exists():
-        _dataset(path, console)
-    elif path.is_file():
+    if zipfile.is_zipfile(path) or not (_is_dataset(path) or path.suffix in (".bin", ".idx")):
         _checkpoint(path, console)
     else:
-        raise UsageError(
-            "there is no such checkpoint, and no dataset with this prefix",
-            where=str(path),
-            hint="give PREFIX of a .bin and .idx, or a .pth file",
-        )
+        _dataset(path, console)
+
+
+def _is_dataset(path: Path) -> bool:
+    return path.with_name(f"{path.name}.idx").exists()
 
 
 def _dataset(path: Path, console: Console) -> None:
@@ -70,6 +68,8 @@ def _checkpoint(path: Path, console: Console) -> None:
     ]
     for line in table(["tensor", "shape", "dtype", "mean", "std"], rows):
         console.result(line)
-    for name in facts["not_finite"]:
-        console.result(f"{name} holds values that are not finite")
+    for problem in facts["problems"]:
+        console.result(f"problem: {problem}")
+    if not facts["problems"]:
+        console.result("verified: every tensor of the architecture is there, finite, and no other")
     console.finish(facts)

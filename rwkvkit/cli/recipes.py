@@ -13,11 +13,12 @@ from rwkvkit.recipe.reference import reference
 
 
 @click.group(invoke_without_command=True, short_help="List, show and copy recipes.")
+@json_option
 @click.pass_context
-def recipes(context: click.Context) -> None:
+def recipes(context: click.Context, as_json: bool) -> None:
     """List, show and copy the recipes that ship."""
     if context.invoked_subcommand is None:
-        context.invoke(list_recipes)
+        context.invoke(list_recipes, as_json=as_json)
 
 
 @recipes.command("list")

@@ -11,14 +11,12 @@ from rwkvkit.cli.generate import stream_text
 from rwkvkit.cli.init_weights import draw
 from rwkvkit.cli.options import recipe_options, workers_option
 from rwkvkit.cli.prepare import run_prepare
-from rwkvkit.data.binidx import open_binidx
-from rwkvkit.recipe.dataset import dataset_prefix, make_build
 from rwkvkit.recipe.load import load_recipe
 from rwkvkit.recipe.schema import Recipe, SampleSpec
 
 if TYPE_CHECKING:
     from rwkvkit.train.loop import Progress
-    from rwkvkit.workflow import Run
+    from rwkvkit.workflow.run import Run
 
 
 @click.command(short_help="Train the model of a recipe, preparing what is missing.")
@@ -33,7 +31,7 @@ def train(
     resumes an interrupted run from its newest checkpoint. Ctrl-C and SIGTERM save one.
     """
     from rwkvkit.model.describe import summary
-    from rwkvkit.workflow import Run
+    from rwkvkit.workflow.run import Run
 
     console = Console(as_json=as_json)
     recipe = load_recipe(recipe_name, overrides)
@@ -42,8 +40,8 @@ def train(
         _dry_run(recipe, run, console)
         return
     facts: dict[str, Any] = {"name": recipe.name, "run_dir": str(recipe.folder)}
-    if recipe.prepare is not None:
-        facts["prepare"] = run_prepare(make_build(recipe), console, workers)
+    if build := run.build():
+        facts["prepare"] = run_prepare(build, console, workers)
     init = run.weights.status()
     console.note(f"init-weights: {init.reason}" + ("" if init.up_to_date else ": drawing them"))
     if not init.up_to_date:
@@ -53,15 +51,14 @@ def train(
     console.note(f"model {summary(run.model_config)}")
     for line in plan.lines:
         console.note(f"train: {line}")
-    status = run.status(plan)
-    if status.up_to_date:
-        console.note(f"train: up to date: {status.reason}")
-    else:
+    status = run.status(data, plan)
+    console.note(f"train: {'up to date: ' if status.up_to_date else ''}{status.reason}")
+    if not status.up_to_date:
         run.train(data, plan, report=console.note, progress=_shower(console))
-    rows = run.last_metrics()
-    facts |= {"skipped": status.up_to_date, "final": str(run.files.final)} | rows
+    end = run.finished()
+    facts |= {"skipped": status.up_to_date, "final": str(run.files.final)} | end
     console.result(
-        f"trained {rows['step']:,} steps, {rows['tokens']:,} tokens: loss {rows['loss']:.4f}"
+        f"trained {end['step']:,} steps, {end['tokens']:,} tokens: loss {end['loss']:.4f}"
     )
     console.result(f"weights {run.files.final}, loss curve {run.files.loss_curve}")
     if recipe.sample:
@@ -87,24 +84,24 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
     from rwkvkit.model.describe import n_parameters, summary
 
     steps = []
-    n_tokens = None
-    if recipe.prepare is not None:
-        build = make_build(recipe)
+    data = None
+    if build := run.build():
         for line in build.describe():
             console.result(f"prepare: {line}")
         status = build.status()
         steps.append(("prepare", status))
         if status.up_to_date:
-            n_tokens = open_binidx(build.prefix).n_tokens
+            data = run.data()
     else:
-        n_tokens = open_binidx(dataset_prefix(recipe)).n_tokens
+        data = run.data()
     steps.append(("init-weights", run.weights.status()))
     console.result(f"model: {summary(run.model_config)}")
     plan_lines: tuple[str, ...] = ()
-    if n_tokens is not None:
-        plan = run.plan(n_tokens)
+    if data is not None:
+        plan = run.plan(data.n_tokens)
         plan_lines = plan.lines
-        steps.append(("train", run.status(plan)))
+        if run.weights.path.exists():
+            steps.append(("train", run.status(data, plan)))
     else:
         console.result("train: steps and magic_prime follow when the dataset is there")
     for line in plan_lines:

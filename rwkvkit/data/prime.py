@@ -21,9 +21,9 @@ def magic_prime(n_tokens: int, ctx_len: int) -> int:
     """
     if ctx_len < 1:
         raise DataError(f"ctx_len is at least 1, not {ctx_len}")
-    slots = n_tokens // ctx_len
+    slots = max(0, n_tokens) // ctx_len
     if slots < _MIN_SLOTS:
-        largest = n_tokens // _MIN_SLOTS
+        largest = max(0, n_tokens) // _MIN_SLOTS
         raise DataError(
             f"the corpus is too small: {n_tokens:,} tokens at ctx_len {ctx_len}",
             hint=f"it needs {_MIN_SLOTS * ctx_len:,} tokens for this ctx_len"

@@ -74,9 +74,15 @@ class Read(Stage):
 
     @classmethod
     def expand(cls, value: Any) -> Any:
-        """Turn a source or a list of sources into fields; a bare path is a source."""
-        if not isinstance(value, dict) or "sources" not in value:
+        """Turn a source or a list of sources into fields; a bare path is a source.
+
+        Beside the keys of a single source the stage's own may stand: ``{path: …, on_error: skip}``.
+        """
+        if not isinstance(value, dict):
             value = {"sources": value}
+        elif "sources" not in value:
+            own = {key: item for key, item in value.items() if key in cls.model_fields}
+            value = {"sources": {k: v for k, v in value.items() if k not in own}, **own}
         sources = value["sources"]
         if not isinstance(sources, list | tuple):
             sources = [sources]

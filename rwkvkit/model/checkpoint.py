@@ -91,24 +91,8 @@ def build_model(
     """
     with torch.device("meta"):
         model = RWKV(config, grad_cp=grad_cp, impl=impl)
-    wanted = model.state_dict()
-    given = {
-        name: tensor
-        for name, tensor in state_dict.items()
-        if name not in _UNUSED - wanted.keys()
-        and (config.time_state or not name.endswith(".att.time_state"))
-    }
-    for name, tensor in wanted.items():
-        if name.endswith(".att.time_state"):
-            given.setdefault(name, torch.zeros(tensor.shape))
-    wrong = [f"{name} is missing" for name in wanted if name not in given]
-    wrong += [f"{name} is unknown" for name in given if name not in wanted]
-    wrong += [
-        f"{name} is {list(tensor.shape)}, expected {list(wanted[name].shape)}"
-        for name, tensor in given.items()
-        if name in wanted and tensor.shape != wanted[name].shape
-    ]
-    if wrong:
+    given = _wanted(config, state_dict)
+    if wrong := misfits(config, given):
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise DataError(
             f"the tensors do not fit an {config.arch} model: {'; '.join(wrong[:5])}{more}",
@@ -118,6 +102,37 @@ def build_model(
     copies = {n: t.detach().to(device=device, dtype=dtype, copy=True) for n, t in given.items()}
     model.load_state_dict(copies, assign=True)
     return model
+
+
+def misfits(config: ModelConfig, state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Say which tensors of a model are missing, unknown, or of another shape."""
+    with torch.device("meta"):
+        wanted = RWKV(config).state_dict()
+    given = _wanted(config, state_dict)
+    return [
+        *(f"{name} is missing" for name in wanted if name not in given),
+        *(f"{name} is unknown" for name in given if name not in wanted),
+        *(
+            f"{name} is {list(tensor.shape)}, expected {list(wanted[name].shape)}"
+            for name, tensor in given.items()
+            if name in wanted and tensor.shape != wanted[name].shape
+        ),
+    ]
+
+
+def _wanted(config: ModelConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what the model does not use, and add zero for tuned states that are not there."""
+    unused = _UNUSED if config.arch == "x070" else frozenset()
+    given = {
+        name: tensor
+        for name, tensor in state_dict.items()
+        if name not in unused and (config.time_state or not name.endswith(".att.time_state"))
+    }
+    if config.time_state:
+        shape = (config.n_head, config.head_size, config.head_size)
+        for layer in range(config.n_layer):
+            given.setdefault(f"blocks.{layer}.att.time_state", torch.zeros(shape))
+    return given
 
 
 def check_config(
@@ -186,32 +201,38 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in content.items()}
 
 
-def write_checkpoint(
-    state_dict: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None = None
-) -> None:
+def write_checkpoint(state_dict: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors by name as a .pth file, whole or not at all.
 
     Args:
         state_dict: the tensors; on any device.
         path: the file; replaced if it exists.
-        dtype: convert floating tensors to it; None keeps theirs.
 
     Raises:
         SetupError: the file cannot be written.
     """
     tensors = {}
     for name, tensor in state_dict.items():
-        tensor = tensor.detach()
-        wanted = dtype if tensor.is_floating_point() else None
-        tensor = tensor.to(device="cpu", dtype=wanted or tensor.dtype).contiguous()
+        tensor = tensor.detach().cpu().contiguous()
         whole = tensor.untyped_storage().nbytes() == tensor.nbytes
         tensors[name] = tensor if whole else tensor.clone()  # else the file holds the whole storage
+    write_archive(tensors, path)
+
+
+def write_archive(content: Any, path: Path) -> None:
+    """Write what ``torch.save`` can hold, whole or not at all; the same content, the same bytes.
+
+    Raises:
+        SetupError: the file cannot be written.
+    """
     try:
-        with replacing(path) as temporary:
-            torch.save(tensors, temporary)
+        # Into an open file: given a path, torch stores its name, here a random one, in the archive.
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "it could not be written whole"
         raise SetupError(
-            f"cannot write the checkpoint ({error})",
+            f"cannot write the checkpoint: {reason}",
             where=str(path),
             hint="check the folder's permissions and the free space",
         ) from error

@@ -150,7 +150,8 @@ def config_from_state_dict(
     try:
         fields = _fields(arch, shapes)
     except (KeyError, IndexError) as error:
-        what = f"an {arch} checkpoint without a usable tensor {error.args[0]}"
+        lost = error.args[0] if isinstance(error, KeyError) else "with the usual axes"
+        what = f"an {arch} checkpoint without a usable tensor {lost}"
         raise DataError(what, where=where, hint="the file may be cut or not whole") from None
     try:
         return ModelConfig(**fields)

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rwkvkit.model.checkpoint import read_checkpoint
+from rwkvkit.model.checkpoint import misfits, read_checkpoint
 from rwkvkit.model.config import ModelConfig, config_from_state_dict
 from rwkvkit.model.init import weight_shapes
 
@@ -31,8 +31,8 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
 
     Returns:
         ``model`` (the config's fields), ``summary``, ``parameters``, ``bytes`` (of the file),
-        ``dtypes`` (tensors of each), ``not_finite`` (names of tensors with NaN or infinity) and
-        ``tensors``: dicts of ``name``, ``shape``, ``dtype``, ``mean``, ``std``.
+        ``dtypes`` (tensors of each), ``problems`` (in words) and ``tensors``: dicts of ``name``,
+        ``shape``, ``dtype``, ``mean``, ``std``, ``finite``.
 
     Raises:
         DataError: the file is no checkpoint of a supported model.
@@ -59,6 +59,13 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "bytes": path.stat().st_size,
         "dtypes": dict(Counter(row["dtype"] for row in rows)),
-        "not_finite": [row["name"] for row in rows if not row["finite"]],
+        "problems": [
+            *(
+                f"{row['name']} holds values that are not finite"
+                for row in rows
+                if not row["finite"]
+            ),
+            *misfits(config, weights),
+        ],
         "tensors": rows,
     }

@@ -1,11 +1,12 @@
 """Sample text from a model, one token at a time."""
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from rwkvkit.errors import UsageError
+from rwkvkit.errors import DivergedError, UsageError
 from rwkvkit.model.rwkv import RWKV
 
 _PROMPT_PIECE = 256  # tokens of a prompt read at once; bounds the logits held for them
@@ -38,6 +39,7 @@ def generate_tokens(
         stop: ids that end the text; they are not yielded.
 
     Raises:
+        DivergedError: the model gives logits that are not finite.
         UsageError: an empty prompt, an id outside the vocabulary, or a setting out of range.
     """
     _check(model, prompt_ids, temperature, top_p)
@@ -61,6 +63,12 @@ def generate_tokens(
 
 
 def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    if not logits.isfinite().all():
+        raise DivergedError(
+            "the model's logits are not finite",
+            where="generate",
+            hint="its weights are damaged or the training diverged: rwkvkit inspect shows them",
+        )
     if temperature == 0:
         return int(logits.argmax())
     scaled = (logits - logits.max()) / temperature  # the largest stays finite for any temperature
@@ -81,7 +89,7 @@ def _check(model: RWKV, prompt_ids: Sequence[int], temperature: float, top_p: fl
             where="prompt",
             hint="the model was made for another vocabulary",
         )
-    if temperature < 0:
-        raise UsageError(f"temperature {temperature} is negative", where="temperature")
+    if not 0 <= temperature < math.inf:
+        raise UsageError(f"temperature {temperature} is not in [0, inf)", where="temperature")
     if not 0 < top_p <= 1:
         raise UsageError(f"top_p {top_p} is not in (0, 1]", where="top_p")

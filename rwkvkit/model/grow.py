@@ -34,6 +34,21 @@ def grow(
         DataError: ``small`` is no RWKV checkpoint.
         RecipeError: it has another architecture.
     """
+    check_growth(small, config)
+    weights = init_weights(config, seed, progress)
+    for name, fresh in weights.items():
+        if name in small:
+            weights[name] = _fitted(small[name].float(), tuple(fresh.shape))
+    return weights
+
+
+def check_growth(small: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """Check that a checkpoint can be grown into a model of this shape.
+
+    Raises:
+        DataError: ``small`` is no RWKV checkpoint.
+        RecipeError: it has another architecture.
+    """
     arch = config_from_state_dict(small).arch
     if arch != config.arch:
         raise RecipeError(
@@ -41,11 +56,6 @@ def grow(
             where="model.arch",
             hint=f"set arch to {arch}, or start from a checkpoint of {config.arch}",
         )
-    weights = init_weights(config, seed, progress)
-    for name, fresh in weights.items():
-        if name in small:
-            weights[name] = _fitted(small[name].float(), tuple(fresh.shape))
-    return weights
 
 
 def _fitted(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -64,8 +64,15 @@ class RWKV(nn.Module):
             token.
 
         Raises:
-            UsageError: a state is given to a model with HeadQK, which needs the whole context.
+            UsageError: ``idx`` is not [B, T] with at least one token, or a state is given to a
+                model with HeadQK, which needs the whole context.
         """
+        if idx.dim() != 2 or 0 in idx.shape:
+            raise UsageError(
+                f"idx has shape {tuple(idx.shape)}, not [B, T]",
+                where="model(idx)",
+                hint="a single text is idx[None]; there must be at least one token",
+            )
         if state is not None and self.config.head_qk:
             raise UsageError(
                 "a model with HeadQK cannot continue from a state",

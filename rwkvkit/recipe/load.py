@@ -61,7 +61,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(
             f"cannot be read: {error}", where=str(path), hint="check permissions and encoding"
         ) from error
-    source = parse(text, str(path), overrides)
+    source = parse(text, str(path), overrides, _expand_stage)
     mistakes: list[str] = []
     values = dict(source.data)
     if "prepare" in values:
@@ -75,6 +75,11 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
             "\n".join(mistakes), hint="rwkvkit recipes show NAME prints recipes that work"
         )
     return checked
+
+
+def _expand_stage(name: str, value: Any) -> Any:
+    """Turn the shorthand of the stage ``name`` into its fields; leave what is no stage alone."""
+    return next((stage.expand(value) for stage in STAGES if stage.key == name), value)
 
 
 def _stages(source: Source, mistakes: list[str]) -> list[Stage] | None:
@@ -118,8 +123,11 @@ def _explain(
 ) -> list[str]:
     """Return one line for each mistake: place, key, what is wrong."""
     lines = []
-    for detail in error.errors():
+    details = error.errors()
+    for detail in details:
         loc = detail["loc"]
+        if any(other["loc"][: len(loc)] == loc and other["loc"] != loc for other in details):
+            continue  # a list that is too short because of what is wrong inside it
         path = prefix + _written(loc, raw)
         missing = detail["type"] == "missing"
         where = source.where(path, key=detail["type"] == "extra_forbidden")
@@ -137,6 +145,8 @@ def _reason(detail: ErrorDetails, schema: type[Config]) -> str:
         return "this key is required"
     if kind == "value_error":
         return str(detail["ctx"]["error"])
+    if kind in ("model_type", "dict_type"):
+        return f"should be a mapping of keys to values, not {value!r}"
     message = detail["msg"].removeprefix("Input ")
     shown = "" if isinstance(value, dict | list | Config) else f", not {value!r}"
     return message[0].lower() + message[1:] + shown

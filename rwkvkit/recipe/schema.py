@@ -5,10 +5,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from rwkvkit.config import Config
+from rwkvkit.config import Config, Seed
 from rwkvkit.data.stages import Stage
 from rwkvkit.errors import RecipeError
-from rwkvkit.model.config import ModelConfig, config_of_size, reasons
+from rwkvkit.model.config import Arch, ModelConfig, config_of_size, reasons
 from rwkvkit.train.config import TrainConfig
 
 
@@ -17,19 +17,19 @@ class ModelSpec(Config):
 
     size: str | None = None
     """Architecture and size, such as ``x070-0.1b``."""
-    arch: str | None = None
+    arch: Arch | None = None
     """``x052``, ``x060`` or ``x070``, instead of ``size``."""
-    n_layer: int | None = Field(default=None, ge=1)
+    n_layer: int | None = Field(default=None, ge=1, le=1000)
     """Blocks."""
-    n_embd: int | None = Field(default=None, ge=1)
+    n_embd: int | None = Field(default=None, ge=1, le=1 << 17)
     """Width C; a multiple of ``head_size``."""
-    vocab_size: int | None = Field(default=None, ge=1)
+    vocab_size: int | None = Field(default=None, ge=1, le=1 << 24)
     """Rows of the embedding; 65536 for the World tokenizer."""
-    head_size: int | None = Field(default=None, ge=1)
+    head_size: int | None = Field(default=None, ge=2, le=1 << 10)
     """Channels of a head; 64 in every published model."""
-    dim_ffn: int | None = Field(default=None, ge=1)
+    dim_ffn: int | None = Field(default=None, ge=1, le=1 << 20)
     """Width of the feed-forward layer; follows from ``arch`` and ``n_embd`` unless given."""
-    head_qk: int | None = Field(default=None, ge=0)
+    head_qk: int | None = Field(default=None, ge=0, le=1 << 17)
     """Width of the HeadQK option, 0 for none."""
     weights: str | None = None
     """A checkpoint to start from; its sizes are read off it, and checked against those here."""
@@ -73,21 +73,23 @@ class ModelSpec(Config):
         try:
             return ModelConfig(**stated)
         except ValidationError as error:
-            raise RecipeError(reasons(error), where="model") from error
+            raise RecipeError(
+                reasons(error), where="model", hint="correct the sizes, or give model.size"
+            ) from error
 
 
 class SampleSpec(Config):
     """The ``sample`` section: text to generate when training is done."""
 
-    prompt: str = "\n"
+    prompt: str = Field(default="\n", min_length=1)
     """What the text continues."""
-    max_tokens: int = Field(default=100, ge=1)
+    max_tokens: int = Field(default=100, ge=1, le=1 << 30)
     """Length in tokens, unless the model ends the document before."""
     temperature: float = Field(default=1.0, ge=0)
     """0 always takes the likeliest token."""
     top_p: float = Field(default=0.7, gt=0, le=1)
     """Share of the probability from which tokens are drawn."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the draw."""
 
 
@@ -96,9 +98,9 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the run and its folder."""
-    seed: int = Field(default=42, ge=0)
+    seed: Seed = 42
     """Seeds the shuffle, the initial weights and dropout."""
-    ctx_len: int = Field(ge=1)
+    ctx_len: int = Field(ge=1, le=1 << 30)
     """Tokens a training sample; everything that needs it derives from here."""
     prepare: list[Stage] | None = Field(default=None, min_length=1)
     """The stages that make the dataset, in order."""

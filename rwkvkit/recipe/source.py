@@ -1,12 +1,12 @@
 """Read YAML 1.2 into plain values, and remember where each one stands."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.scalarbool import ScalarBoolean
@@ -42,7 +42,7 @@ class Source:
         node, line, column = self._tree, 0, 0
         for depth, part in enumerate(path):
             if isinstance(node, CommentedMap) and part in node:
-                at_key = key and depth == len(path) - 1
+                at_key = node[part] is None or (key and depth == len(path) - 1)
                 line, column = node.lc.key(part) if at_key else node.lc.value(part)
             elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
                 line, column = node.lc.item(part)
@@ -52,7 +52,12 @@ class Source:
         return f"{self.name}:{line + 1}:{column + 1}"
 
 
-def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Source:
+def parse(
+    text: str,
+    name: str,
+    overrides: Sequence[str] = (),
+    expand: Callable[[str, Any], Any] = lambda stage, value: value,
+) -> Source:
     """Read a recipe's text.
 
     YAML 1.2: ``1e-4`` is a number, ``no`` and ``12:30:00`` and dates are strings, ``012`` is 12,
@@ -62,6 +67,7 @@ def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Source:
         text: the YAML.
         name: the file's name, for messages.
         overrides: ``key.key=value`` arguments; a stage of ``prepare`` goes by its name or number.
+        expand: turns the shorthand of a stage into its fields, for an override inside it.
 
     Raises:
         RecipeError: the text is no YAML, or no mapping.
@@ -74,17 +80,28 @@ def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Source:
             where=f"{name}:1:1",
             hint="start from one that ships: rwkvkit recipes",
         )
-    data = _plain(tree)
-    if isinstance(data.get("prepare"), list):
-        # A stage without settings may stand as its bare name.
-        data["prepare"] = [{x: None} if isinstance(x, str) else x for x in data["prepare"]]
+    data = _plain(tree, name)
+    _name_stages(data)
     written = {}
     for override in overrides:
-        written[_override(data, override)] = override
+        written[_override(data, override, expand)] = override
+    _name_stages(data)
     return Source(name, data, written, tree)
 
 
+def _name_stages(data: dict[str, Any]) -> None:
+    """Write a stage that stands as its bare name as a mapping without settings."""
+    if isinstance(data.get("prepare"), list):
+        data["prepare"] = [{x: None} if isinstance(x, str) else x for x in data["prepare"]]
+
+
 def _load(text: str, name: str) -> Any:
+    if text.startswith("%"):
+        raise RecipeError(
+            "recipes are YAML 1.2 and take no directive",
+            where=f"{name}:1:1",
+            hint="remove the lines that start with %",
+        )
     yaml = YAML(typ="rt")
     yaml.constructor.add_constructor("tag:yaml.org,2002:timestamp", _as_string)
     try:
@@ -102,11 +119,22 @@ def _as_string(constructor: Any, node: ScalarNode) -> str:
     return str(node.value)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, name: str, above: tuple[int, ...] = ()) -> Any:
+    """Turn what ruamel made into plain values; ``above`` holds what a value is part of."""
+    if isinstance(value, CommentedMap | CommentedSeq):
+        if id(value) in above:
+            raise RecipeError(
+                "a value contains itself", where=name, hint="remove the alias (*name) inside it"
+            )
+        if value.tag.value is not None:
+            raise _tagged(value, name)
+        above = (*above, id(value))
     if isinstance(value, CommentedMap):
-        return {_plain(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, name, above) for key, item in value.items()}
     if isinstance(value, CommentedSeq):
-        return [_plain(item) for item in value]
+        return [_plain(item, name, above) for item in value]
+    if isinstance(value, TaggedScalar):
+        raise _tagged(value, name)
     if isinstance(value, ScalarBoolean):
         return bool(value)
     if isinstance(value, ScalarFloat):
@@ -116,7 +144,15 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def _override(data: dict[str, Any], override: str) -> tuple[str | int, ...]:
+def _tagged(value: Any, name: str) -> RecipeError:
+    return RecipeError(
+        f"recipes use no tags such as {value.tag.value}", where=name, hint="remove it"
+    )
+
+
+def _override(
+    data: dict[str, Any], override: str, expand: Callable[[str, Any], Any]
+) -> tuple[str | int, ...]:
     """Write one ``key.key=value`` into ``data`` and return the path it went to."""
     dotted, equals, text = override.partition("=")
     parts = dotted.split(".")
@@ -126,7 +162,8 @@ def _override(data: dict[str, Any], override: str) -> tuple[str | int, ...]:
             where="--set",
             hint="for example --set train.micro_bsz=4",
         )
-    value = _plain(_load(text, f"--set {override}")) if text else ""
+    where = f"--set {override}"
+    value = _plain(_load(text, where), where) if text else ""
     node: Any = data
     path: list[str | int] = []
     for depth, part in enumerate(parts):
@@ -143,8 +180,9 @@ def _override(data: dict[str, Any], override: str) -> tuple[str | int, ...]:
             raise _no_place(override, part)
         if depth == len(parts) - 1:
             node[key] = value
-        elif isinstance(node, dict) and node.get(key) is None:
-            node[key] = {}
+        elif isinstance(node, dict) and not isinstance(node.get(key), dict | list):
+            whole = expand(part, node.get(key)) if path[0] == "prepare" else node.get(key)
+            node[key] = {} if whole is None else whole
         node = node[key]
     return tuple(path)
 

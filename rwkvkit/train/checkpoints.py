@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rwkvkit.errors import DataError, SetupError
-from rwkvkit.files import fsync, sha256
+from rwkvkit.files import fsync, read_json, sha256
 
 RECORD = "checkpoint.json"
 
@@ -66,16 +66,19 @@ class CheckpointStore:
                 shutil.rmtree(final)
             beside.rename(final)
             fsync(self.folder)
-        except (OSError, RuntimeError) as error:
+        except (OSError, SetupError) as error:
+            reason = error.what if isinstance(error, SetupError) else error.strerror or error
             raise SetupError(
-                f"the checkpoint of step {step} could not be saved: {error}",
+                f"the checkpoint of step {step} could not be saved: {reason}",
                 where=str(final),
                 hint="make room or check permissions, then run the same command: it resumes from "
                 "the last checkpoint that was saved",
             ) from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-        for old in self._all()[: -self._keep]:
+        # A newer folder is a damaged one that this run has passed over: it counts for nothing.
+        present = [checkpoint for checkpoint in self._all() if checkpoint.step <= step]
+        for old in present[: -self._keep]:
             shutil.rmtree(old.folder)
         return Checkpoint(final, step)
 
@@ -99,6 +102,16 @@ class CheckpointStore:
             )
         return None
 
+    def clean(self) -> None:
+        """Remove what a killed process left half-written."""
+        for left in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(left)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no checkpoint, whole or damaged."""
+        return not self._all()
+
     def _all(self) -> list[Checkpoint]:
         folders = sorted(self.folder.glob("step-" + "[0-9]" * 8))
         return [Checkpoint(path, int(path.name.removeprefix("step-"))) for path in folders]
@@ -107,13 +120,19 @@ class CheckpointStore:
 def _damage(checkpoint: Checkpoint) -> str | None:
     """Say what is wrong with a checkpoint's files, or None."""
     try:
-        record = json.loads((checkpoint.folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(checkpoint.folder / RECORD)
+        if record["step"] != checkpoint.step or not record["files"]:
+            return f"{RECORD} belongs to another checkpoint"
         for name, facts in record["files"].items():
             path = checkpoint.folder / name
             if path.stat().st_size != facts["size"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {facts['size']}"
             if sha256(path) != facts["sha256"]:
                 return f"the content of {name} has changed"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{RECORD}: {error}" if not isinstance(error, FileNotFoundError) else str(error)
+    except DataError as error:
+        return f"{RECORD} {error.what}"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    except (KeyError, TypeError, AttributeError):
+        return f"{RECORD} is not a checkpoint's record"
     return None

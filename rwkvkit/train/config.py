@@ -4,15 +4,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rwkvkit.config import Config
+from rwkvkit.config import Config, Count
 
 
 class TrainConfig(Config):
     """How a model is trained; names and defaults follow the reference trainer."""
 
-    micro_bsz: int = Field(ge=1)
+    micro_bsz: int = Field(ge=1, le=1 << 20)
     """Samples in one forward and backward pass."""
-    accumulate_grad_batches: int = Field(default=1, ge=1)
+    accumulate_grad_batches: int = Field(default=1, ge=1, le=1 << 20)
     """Passes whose gradients add up to one optimizer step."""
     lr_init: float = Field(ge=0)
     """Learning rate after warmup."""
@@ -20,9 +20,9 @@ class TrainConfig(Config):
     """Learning rate at the end of the run."""
     warmup_steps: int = Field(default=10, ge=0)
     """Optimizer steps over which the learning rate rises from a hundredth."""
-    my_exit_tokens: int | None = Field(default=None, ge=1)
+    my_exit_tokens: Count | None = None
     """Tokens after which the run ends, on a cosine; the dataset's own number unless given."""
-    total_steps: int | None = Field(default=None, ge=1)
+    total_steps: Count | None = None
     """Optimizer steps after which the run ends, on an exponential; instead of tokens."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's decay of the first moment."""
@@ -46,7 +46,7 @@ class TrainConfig(Config):
     """Where to train; auto takes a GPU if there is one."""
     wkv: Literal["auto", "chunked", "naive"] = "auto"
     """The WKV operator."""
-    save_every: int | None = Field(default=None, ge=1)
+    save_every: Count | None = None
     """Optimizer steps between checkpoints; a mini-epoch or a tenth of the run unless given."""
     keep: int = Field(default=3, ge=1)
     """How many of the newest checkpoints stay."""

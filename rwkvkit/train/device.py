@@ -6,6 +6,8 @@ import torch
 
 from rwkvkit.errors import RecipeError
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -22,12 +24,13 @@ class Placement:
     reasons: tuple[str, str]
 
 
-def choose_placement(device: str, precision: str) -> Placement:
+def choose_placement(device: str, precision: str, begun_in: str | None = None) -> Placement:
     """Resolve ``auto`` settings from the hardware.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto``, ``fp32`` or ``bf16``.
+        begun_in: dtype of the run that is resumed, ``float32`` or ``bfloat16``; ``auto`` keeps it.
 
     Raises:
         RecipeError: a setting asks for what this machine does not have.
@@ -50,14 +53,13 @@ def choose_placement(device: str, precision: str) -> Placement:
             "the recipe says so" if device == "cpu" else "torch sees no GPU"
         )
     native_bf16 = place.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
-    if precision == "auto":
-        dtype = torch.bfloat16 if native_bf16 else torch.float32
-        precision_reason = (
-            "precision bf16 with fp32 masters: the GPU computes in it"
-            if native_bf16
-            else "precision fp32: this device does not compute in bf16 at speed"
-        )
+    if precision != "auto":
+        dtype, why = _DTYPES[precision], "the recipe says so"
+    elif begun_in:
+        dtype, why = getattr(torch, begun_in), "as the run began"
+    elif native_bf16:
+        dtype, why = torch.bfloat16, "the GPU computes in it"
     else:
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        precision_reason = f"precision {precision}: the recipe says so"
-    return Placement(place, dtype, (device_reason, precision_reason))
+        dtype, why = torch.float32, "this device does not compute in bf16 at speed"
+    name = "fp32" if dtype == torch.float32 else "bf16 with fp32 masters"
+    return Placement(place, dtype, (device_reason, f"precision {name}: {why}"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rwkvkit.errors import DivergedError
-from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
+from rwkvkit.model.checkpoint import read_checkpoint, write_archive, write_checkpoint
 from rwkvkit.model.loss import lm_loss
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.optimizer import optimizer_groups
@@ -48,10 +48,18 @@ class Engine(Protocol):
         """
 
     def save(self, folder: Path) -> None:
-        """Write weights, masters, moments and random states into ``folder``."""
+        """Write weights, masters, moments and random states into ``folder``.
+
+        Raises:
+            DivergedError: a weight is not finite; nothing is written.
+            SetupError: a file cannot be written.
+        """
 
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote, so that the next step is the one an unbroken run would take."""
+
+    def write_model(self, path: Path) -> None:
+        """Write the weights alone, as a checkpoint the PyPI package ``rwkv`` loads."""
 
 
 class TorchEngine:
@@ -59,9 +67,16 @@ class TorchEngine:
 
     In fp32 the masters are the parameters themselves. In bf16 the model holds rounded copies,
     renewed after each step, and gradients of all passes add up in float32.
+
+    Args:
+        model: with float32 weights, on its device; becomes a model of ``dtype``.
+        config: the recipe's settings.
+        dtype: of the forward and backward pass.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.model = model
         self._micro_bsz = config.micro_bsz
         self._grad_clip = config.grad_clip
@@ -69,12 +84,11 @@ class TorchEngine:
         groups = optimizer_groups(model, weight_decay=config.weight_decay)
         self._names = [name for group in groups for name in group["names"]]
         self._params = [param for group in groups for param in group["params"]]
-        self._shared = all(param.dtype == torch.float32 for param in self._params)
-        self._masters = (
-            self._params
-            if self._shared
-            else [param.detach().float().requires_grad_() for param in self._params]
-        )
+        self._shared = dtype == torch.float32
+        self._masters = self._params
+        if not self._shared:
+            self._masters = [param.detach().clone().requires_grad_() for param in self._params]
+            model.to(dtype)
         remaining = iter(self._masters)
         self._optimizer = torch.optim.AdamW(
             [
@@ -115,6 +129,9 @@ class TorchEngine:
 
     def save(self, folder: Path) -> None:
         """Write the whole training state; see ``Engine.save``."""
+        for name, master in zip(self._names, self._masters, strict=True):
+            if not master.isfinite().all():
+                raise DivergedError(f"values in {name} that are not finite")
         write_checkpoint(self.model.state_dict(), folder / MODEL_FILE)
         state: dict[str, Any] = {
             "optimizer": self._optimizer.state_dict(),
@@ -124,7 +141,11 @@ class TorchEngine:
             state["random_cuda"] = torch.cuda.get_rng_state()
         if not self._shared:
             state["masters"] = dict(zip(self._names, self._masters, strict=True))
-        torch.save(state, folder / OPTIMIZER_FILE)
+        write_archive(state, folder / OPTIMIZER_FILE)
+
+    def write_model(self, path: Path) -> None:
+        """Write the weights alone; see ``Engine.write_model``."""
+        write_checkpoint(self.model.state_dict(), path)
 
     def load(self, folder: Path) -> None:
         """Read the whole training state; see ``Engine.load``."""
@@ -135,7 +156,7 @@ class TorchEngine:
             for name, master in zip(self._names, self._masters, strict=True):
                 master.data.copy_(state["masters"][name])
         torch.set_rng_state(state["random"])
-        if self._device.type == "cuda":
+        if self._device.type == "cuda" and "random_cuda" in state:  # absent if a CPU saved it
             torch.cuda.set_rng_state(state["random_cuda"])
 
     def _collect_gradients(self) -> None:

@@ -9,11 +9,9 @@ from pathlib import Path
 import torch
 
 from rwkvkit.data.binidx import Binidx
-from rwkvkit.errors import DivergedError, InterruptedRun
-from rwkvkit.model.checkpoint import write_checkpoint
-from rwkvkit.model.rwkv import RWKV
+from rwkvkit.errors import DivergedError, InterruptedRun, RecipeError
 from rwkvkit.train.checkpoints import CheckpointStore
-from rwkvkit.train.engine import Engine, TorchEngine
+from rwkvkit.train.engine import Engine
 from rwkvkit.train.metrics import MetricsLog, plot_loss
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.sampler import SampleReader
@@ -73,54 +71,54 @@ class RunFiles:
         return self.folder / "loss.png"
 
     @property
+    def started(self) -> bool:
+        """Whether the run has anything that another run must not replace."""
+        return self.final.exists() or any(self.checkpoints.glob("step-*"))
+
+    @property
     def final(self) -> Path:
         """The weights at the end of the run, under the name the reference uses."""
         return self.folder / "rwkv-final.pth"
 
 
 def train(
-    model: RWKV,
+    engine: Engine,
     data: Binidx,
     plan: TrainPlan,
     files: RunFiles,
     *,
-    seed: int,
+    vocab_size: int,
     report: Callable[[str], None],
     progress: Callable[[Progress], None],
-) -> Progress | None:
-    """Train ``model`` to the end of its schedule, resuming from the newest whole checkpoint.
+) -> None:
+    """Train to the end of the schedule, resuming from the newest whole checkpoint.
 
     Args:
-        model: a model with its initial weights, on the plan's device in the plan's dtype.
+        engine: holds the model with its initial weights.
         data: the dataset.
         plan: the choices of the run.
         files: where the run's files go.
-        seed: seeds dropout.
+        vocab_size: of the model; no token may reach it.
         report: takes lines for people.
         progress: called after each step.
 
-    Returns:
-        The last step's progress, or None if the run was complete already.
-
     Raises:
-        DivergedError: the loss or the gradient was not finite.
+        DivergedError: the loss, the gradient or a weight was not finite.
         InterruptedRun: SIGINT or SIGTERM asked to stop; a checkpoint was saved.
         SetupError: a checkpoint could not be saved.
         DataError: a token is outside the vocabulary, or every checkpoint is damaged.
+        RecipeError: the run had ended, and its checkpoints are gone.
     """
     batch, steps = plan.config.global_batch, plan.schedule.steps
-    torch.manual_seed(seed)
-    engine: Engine = TorchEngine(model, plan.config)
     store = CheckpointStore(files.checkpoints, keep=plan.config.keep)
-    newest = store.newest(report)
-    done = newest.step if newest else 0
-    if newest:
-        engine.load(newest.folder)
-        report(f"resuming from {newest.folder}: {done:,} of {steps:,} steps are done")
-    samples = SampleReader(data, plan.magic_prime, plan.ctx_len, model.config.vocab_size)
-    model.train()
-
-    now: Progress | None = None
+    done = _resume(engine, store, steps, report)
+    if done == 0 and files.final.exists():
+        raise RecipeError(
+            "this folder holds a finished run without its checkpoints",
+            where=str(files.folder),
+            hint="give the new run another name or run_dir; this one would replace its results",
+        )
+    samples = SampleReader(data, plan.magic_prime, plan.ctx_len, vocab_size)
     clock = Clock(done)
     with StopRequest() as stop, MetricsLog(files.metrics, done=done) as metrics:
         while done < steps:
@@ -130,9 +128,13 @@ def train(
                 result = engine.step(
                     torch.from_numpy(x), torch.from_numpy(y), lr=lr, weight_decay=weight_decay
                 )
+                done += 1
+                stopped_by = stop.name
+                save = stopped_by or done % plan.save_every == 0 or done == steps
+                if save:
+                    store.save(done, engine.save)
             except DivergedError as error:
                 raise _diverged(error, done, store, files) from None
-            done += 1
             rate = clock.rate(done) * batch * plan.ctx_len
             now = Progress(
                 step=done,
@@ -156,17 +158,28 @@ def train(
                 }
             )
             progress(now)
-            if stop.name or done % plan.save_every == 0 or done == steps:
-                store.save(done, engine.save)
+            if save:
                 plot_loss(files.metrics, files.loss_curve)
-            if stop.name and done < steps:
+            if stopped_by and done < steps:
                 raise InterruptedRun(
-                    f"{stop.name} after step {done:,} of {steps:,}; a checkpoint was saved",
+                    f"{stopped_by} after step {done:,} of {steps:,}; a checkpoint was saved",
                     where=str(files.checkpoints),
                     hint="the same command resumes from it",
                 )
-    write_checkpoint(model.state_dict(), files.final)
-    return now
+    engine.write_model(files.final)
+
+
+def _resume(
+    engine: Engine, store: CheckpointStore, steps: int, report: Callable[[str], None]
+) -> int:
+    """Load the newest whole checkpoint, if there is one; return the steps that are done."""
+    store.clean()
+    newest = store.newest(report)
+    if newest is None:
+        return 0
+    engine.load(newest.folder)
+    report(f"resuming from {newest.folder}: {newest.step:,} of {steps:,} steps are done")
+    return newest.step
 
 
 class Clock:
@@ -188,7 +201,7 @@ def _diverged(
     last = store.newest(lambda line: None)
     kept = f"the last good checkpoint is {last.folder}" if last else "no checkpoint was saved yet"
     return DivergedError(
-        f"step {done + 1} gave {error.what}; the weights were not updated, and {kept}",
+        f"after {done:,} steps: {error.what}; {kept}",
         where=str(files.folder),
         hint="lower train.lr_init, raise train.warmup_steps or train.adam_eps, and start the run "
         "again under another name",

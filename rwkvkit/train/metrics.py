@@ -1,5 +1,6 @@
 """``metrics.jsonl``, the record of a run, and the loss curve drawn from it."""
 
+import contextlib
 import json
 from pathlib import Path
 from types import TracebackType
@@ -40,15 +41,15 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a log; a last line that a kill cut short is left out."""
+    """Return the rows of a log; a line that a kill cut short, or that is no row, is left out."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and {"step", "tokens", "loss"} <= row.keys():
+                rows.append(row)
     return rows
 
 

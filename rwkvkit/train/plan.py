@@ -32,20 +32,23 @@ class TrainPlan:
     lines: tuple[str, ...]
 
 
-def plan_training(config: TrainConfig, *, n_tokens: int, ctx_len: int) -> TrainPlan:
+def plan_training(
+    config: TrainConfig, *, n_tokens: int, ctx_len: int, begun_in: str | None = None
+) -> TrainPlan:
     """Make the choices that depend on the dataset and the machine.
 
     Args:
         config: the recipe's settings.
         n_tokens: tokens in the dataset.
         ctx_len: tokens a sample.
+        begun_in: dtype of the run that is resumed, if one is.
 
     Raises:
         DataError: the dataset is too small for ``ctx_len``.
         RecipeError: the machine lacks the device that the recipe asks for.
     """
     prime = magic_prime(n_tokens, ctx_len)
-    placement = choose_placement(config.device, config.precision)
+    placement = choose_placement(config.device, config.precision, begun_in)
     batch = config.global_batch
     tokens_per_step = batch * ctx_len
     exit_tokens = None if config.total_steps else (config.my_exit_tokens or n_tokens)

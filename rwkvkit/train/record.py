@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rwkvkit import files
 from rwkvkit.compare import differences
 from rwkvkit.errors import RecipeError
-from rwkvkit.files import write_text
 
 NAME = "run.json"
 
@@ -21,14 +21,14 @@ def check_record(folder: Path, record: dict[str, Any]) -> None:
 
     Raises:
         RecipeError: the folder holds another run; every difference is named.
+        DataError: the record is damaged.
     """
     path = folder / NAME
     if not path.exists():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = files.read_json(path)
     known = {section: value for section, value in before.items() if section in record}
-    changes = differences(known, record)
-    if changes:
+    if changes := differences(known, record):
         raise RecipeError(
             f"this folder holds another run ({', '.join(changes)})",
             where=str(folder),
@@ -36,6 +36,16 @@ def check_record(folder: Path, record: dict[str, Any]) -> None:
         )
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record in a run's folder, empty if there is none.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    path = folder / NAME
+    return files.read_json(path) if path.exists() else {}
+
+
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the record of a run, whole or not at all."""
-    write_text(folder / NAME, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    files.write_text(folder / NAME, json.dumps(record, indent=1, sort_keys=True) + "\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli_cases import BYTES, RECIPE, Outcome, Run
 
-from rwkvkit.cli import app
+from rwkvkit.cli import main
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["rwkvkit", *arguments])
         with pytest.raises(SystemExit) as exit_:
-            app.main()
+            main()
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
         return Outcome(exit_.value.code, captured.out, captured.err)

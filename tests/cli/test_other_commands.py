@@ -60,7 +60,7 @@ def test_generate_repeats_itself_for_a_seed(checkpoint: Path, run) -> None:
         (["generate", "{checkpoint}", "--prompt", ""], 2, "the prompt is empty"),
         (["generate", "{checkpoint}"], 2, "Missing option '--prompt'"),
         (["generate", "{checkpoint}", "--prompt", "x", "--top-p", "0"], 2, "--top-p"),
-        (["inspect", "absent"], 2, "no such checkpoint"),
+        (["inspect", "absent"], 4, "absent: no such file"),
         (["inspect", "r.yaml"], 4, "r.yaml: not a readable checkpoint"),
         (["recipes", "show", "quickstrat"], 3, "did you mean 'quickstart'?"),
         (["train", "absent.yaml"], 3, "no such recipe"),
@@ -95,7 +95,7 @@ def test_init_weights_prints_its_table_and_grows(folder: Path, run) -> None:
     assert "blocks.1.att.w0" in outcome.out
     assert "orthogonal, gain 0.1" in outcome.out
     small = folder / "out/tiny/rwkv-init.pth"
-    assert run("init-weights", "r.yaml", "--json").facts["up_to_date"] is True
+    assert run("init-weights", "r.yaml", "--json").facts["skipped"] is True
     grown = run(
         "init-weights",
         "r.yaml",
@@ -110,7 +110,7 @@ def test_init_weights_prints_its_table_and_grows(folder: Path, run) -> None:
     half_done = json.loads((folder / "out/tiny/rwkv-init.json").read_text()) | {"sha256": None}
     (folder / "out/tiny/rwkv-init.json").write_text(json.dumps(half_done))  # as a kill leaves it
     again = run("init-weights", "r.yaml", "--set", "seed=1", "--json")
-    assert again.facts["up_to_date"] is False
+    assert again.facts["skipped"] is False
     missing = run("init-weights", "r.yaml", "--set", "model.grow_from=absent.pth")
     assert missing.code == 3
     assert "model.grow_from: absent.pth does not exist" in missing.err
@@ -124,7 +124,7 @@ def test_inspect_a_checkpoint(checkpoint: Path, run) -> None:
     facts = run("inspect", str(checkpoint), "--json").facts
     assert facts["model"]["arch"] == "x070"
     assert facts["dtypes"] == {"float32": len(facts["tensors"])}
-    assert facts["not_finite"] == []
+    assert facts["problems"] == []
 
 
 def test_inspect_a_dataset(folder: Path, run) -> None:

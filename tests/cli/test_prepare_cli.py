@@ -169,7 +169,7 @@ def test_interrupted_it_leaves_nothing(folder: Path) -> None:
 def test_recipe_mistakes(folder: Path, run, setting: str, message: str) -> None:
     (folder / "text.txt").write_text("text")
     if setting.startswith("model"):
-        outcome = run("train", "r.yaml", "--set", setting, "--set", "model.arch=")
+        outcome = run("train", "r.yaml", "--set", "model={size: x070-1b}")
     else:
         outcome = run("prepare", "r.yaml", "--set", setting)
     assert outcome.code == 3

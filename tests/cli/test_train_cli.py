@@ -3,6 +3,7 @@
 import json
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ import torch
 from cli_cases import RECIPE, files_in
 
 from rwkvkit import load_model
+from rwkvkit.train.engine import TorchEngine
 
 CHECKPOINT_FILES = ("checkpoint.json", "model.pth", "optimizer.pt")
 
@@ -127,7 +129,6 @@ def test_killed_at_a_random_step_it_resumes_bit_for_bit(folder, run, start, arch
     if kill_after > 4:
         assert "resuming from cut/checkpoints/step-" in resumed.err
     assert_same_run(folder / "whole", folder / "cut")
-    assert not [name for name in files_in(folder) if ".tmp" in name]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
@@ -173,12 +174,137 @@ def test_divergence_stops_with_6_and_keeps_the_last_checkpoint(folder, run) -> N
     outcome = run("train", "r.yaml", *settings, "--json")
     assert outcome.code == 6
     error = outcome.facts["error"]
-    assert "the weights were not updated" in error["what"]
     assert "lower train.lr_init" in error["hint"]
     kept = max((folder / "out/tiny/checkpoints").iterdir())
     assert str(kept.relative_to(folder)) in error["what"]
     assert int(kept.name.removeprefix("step-")) == len(metrics(folder / "out/tiny"))
+    saved = torch.load(kept / "model.pth", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in saved.values())
     assert not (folder / "out/tiny/rwkv-final.pth").exists()
+
+
+def test_weights_that_are_not_finite_are_never_an_end(folder, run) -> None:
+    settings = ["train.lr_init=1e38", "train.lr_final=1e38", "train.warmup_steps=0"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    outcome = run("train", "r.yaml", *arguments, "--set", "train.total_steps=1")
+    assert outcome.code == 6
+    assert "not finite" in outcome.err
+    assert "no checkpoint was saved yet" in outcome.err
+    assert not (folder / "out/tiny/rwkv-final.pth").exists()
+
+
+def test_a_finished_run_is_never_done_again(folder, run) -> None:
+    assert run("train", "r.yaml").code == 0
+    final = folder / "out/tiny/rwkv-final.pth"
+    before = final.read_bytes()
+    shutil.rmtree(folder / "out/tiny/checkpoints")
+    again = run("train", "r.yaml")
+    assert again.code == 0
+    assert "up to date: all 12 steps are done" in again.err
+    (folder / "out/tiny/run.json").unlink()
+    refused = run("train", "r.yaml")
+    assert refused.code == 3
+    assert "a finished run without its checkpoints" in refused.err
+    assert final.read_bytes() == before
+
+
+def test_the_data_of_a_started_run_is_never_replaced(folder, run) -> None:
+    assert run("train", "r.yaml").code == 0
+    before = (folder / "out/tiny/data.bin").read_bytes()
+    with (folder / "text.jsonl").open("a") as file:
+        file.write('{"text": "more"}\n')
+    outcome = run("train", "r.yaml")
+    assert outcome.code == 3
+    assert "would be replaced (input text.jsonl changed)" in outcome.err
+    assert (folder / "out/tiny/data.bin").read_bytes() == before
+
+
+def test_the_weights_of_a_started_run_are_never_replaced(folder, run) -> None:
+    assert run("train", "r.yaml").code == 0
+    path = folder / "out/tiny/rwkv-init.pth"
+    before = path.read_bytes()
+    redrawn = run("init-weights", "r.yaml", "--set", "seed=9")
+    assert redrawn.code == 3
+    assert "a run has started from the weights here" in redrawn.err
+    assert path.read_bytes() == before
+    path.unlink()
+    assert run("train", "r.yaml").code == 0
+    assert path.read_bytes() == before
+    path.write_bytes(b"mine")
+    strange = run("train", "r.yaml")
+    assert strange.code == 3
+    assert "not the weights that rwkvkit wrote here" in strange.err
+    assert path.read_bytes() == b"mine"
+
+
+def test_a_base_checkpoint_that_changed(folder, run) -> None:
+    assert run("init-weights", "r.yaml").code == 0
+    base = folder / "base.pth"
+    (folder / "out/tiny/rwkv-init.pth").rename(base)
+    use = ["--set", "model.weights=base.pth", "--set", "run_dir=b"]
+    assert run("train", "r.yaml", *use).code == 0
+    weights = torch.load(base, weights_only=True)
+    torch.save({name: tensor + 1 for name, tensor in weights.items()}, base)
+    outcome = run("train", "r.yaml", *use)
+    assert outcome.code == 3
+    assert "weights " in outcome.err
+
+
+def test_a_run_that_never_took_a_step_can_be_corrected(folder, run) -> None:
+    assert run("train", "r.yaml", "--set", "model.vocab_size=100").code == 4
+    assert run("train", "r.yaml").code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", b"{"),
+        ("run.json", b"[]"),
+        ("run.json", b"\xff"),
+        ("rwkv-init.json", b"[]"),
+        ("rwkv-init.json", b""),
+    ],
+)
+def test_damaged_records(folder, run, name: str, content: bytes) -> None:
+    assert run("train", "r.yaml").code == 0
+    (folder / "out/tiny" / name).write_bytes(content)
+    outcome = run("train", "r.yaml")
+    assert outcome.code == 4
+    assert f"out/tiny/{name}" in outcome.err
+    assert "hint:" in outcome.err
+
+
+def test_what_a_kill_leaves_is_removed(folder, run) -> None:
+    assert run("train", "r.yaml", "--set", "train.total_steps=3").code == 0
+    out = folder / "out/tiny"
+    (out / "rwkv-final.pth").unlink()
+    (out / ".rwkv-final.pth.abc.tmp").write_bytes(b"part")
+    (out / "checkpoints/.step-00000009.tmp").mkdir()
+    assert run("train", "r.yaml", "--set", "train.total_steps=3").code == 0
+    assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
+    assert (out / "rwkv-final.pth").exists()
+
+
+def test_out_of_memory_says_what_would_fit(folder, run, monkeypatch) -> None:
+    def step(*arguments: object, **rates: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 99 bytes")
+
+    monkeypatch.setattr(TorchEngine, "step", step)
+    outcome = run("train", "r.yaml")
+    assert outcome.code == 5
+    assert "out of memory" in outcome.err
+    assert "halve train.micro_bsz" in outcome.err
+
+
+def test_bf16_trains_and_resumes_in_bf16(folder, run) -> None:
+    settings = ["--set", "train.precision=bf16"]
+    assert run("train", "r.yaml", *settings, "--set", "run_dir=whole").code == 0
+    assert run("train", "r.yaml", *settings, "--set", "run_dir=cut").code == 0
+    (folder / "cut/rwkv-final.pth").unlink()
+    shutil.rmtree(folder / "cut/checkpoints/step-00000012")
+    again = run("train", "r.yaml", "--set", "run_dir=cut")  # auto keeps what the run began in
+    assert "precision bf16 with fp32 masters: as the run began" in again.err
+    assert_same_run(folder / "whole", folder / "cut")
 
 
 def test_another_run_in_the_folder_is_refused(folder, run) -> None:
@@ -269,8 +395,14 @@ def test_an_existing_dataset(folder, run) -> None:
         ("train.dropout=0.1", 3, "x070 has no dropout"),
         ("model.vocab_size=100", 4, "outside the model's vocabulary of 100"),
         ("ctx_len=4000", 4, "too small"),
-        ("train=", 3, "train"),
-        ("model=", 3, "model"),
+        ("train=", 3, "train: should be a mapping of keys to values"),
+        ("model=", 3, "model: should be a mapping of keys to values"),
+        ("train.lr_init=.inf", 3, "train.lr_init: should be a finite number"),
+        ("seed=99999999999999999999999", 3, "seed: should be less than"),
+        ("model.n_embd=64000000000000", 3, "model.n_embd: should be less than"),
+        ("sample.prompt=", 3, "sample.prompt: "),
+        ("model.head_qk=16", 3, "HeadQK cannot generate"),
+        ("model.grow_from=absent.pth", 3, "absent.pth does not exist"),
     ],
 )
 def test_settings_that_cannot_be(folder, run, setting: str, code: int, message: str) -> None:
@@ -278,3 +410,4 @@ def test_settings_that_cannot_be(folder, run, setting: str, code: int, message: 
     assert outcome.code == code
     assert message in outcome.err
     assert "hint:" in outcome.err
+    assert not (folder / "out/tiny/rwkv-final.pth").exists()

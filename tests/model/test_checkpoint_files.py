@@ -28,13 +28,6 @@ def test_written_and_read_again(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["model.pth"]
 
 
-def test_written_in_another_dtype(tmp_path):
-    path = tmp_path / "model.pth"
-    write_checkpoint({"a": torch.ones(3), "n": torch.tensor(7)}, path, dtype=torch.bfloat16)
-    again = read_checkpoint(path)
-    assert (again["a"].dtype, again["n"].dtype) == (torch.bfloat16, torch.int64)
-
-
 def test_a_view_is_written_without_the_rest_of_its_storage(tmp_path):
     path = tmp_path / "model.pth"
     write_checkpoint({"a": torch.zeros(1_000_000)[:10]}, path)

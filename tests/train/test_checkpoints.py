@@ -59,6 +59,11 @@ def flip(path: Path) -> None:
         (lambda folder: truncate(folder / "checkpoint.json"), None),
         (lambda folder: (folder / "checkpoint.json").write_text("{}"), "checkpoint.json"),
         (lambda folder: (folder / "checkpoint.json").write_text("no json"), "checkpoint.json"),
+        (lambda folder: (folder / "checkpoint.json").write_text("[]"), "checkpoint.json"),
+        (
+            lambda folder: (folder / "checkpoint.json").write_text('{"step": 40, "files": {}}'),
+            "another checkpoint",
+        ),
     ],
 )
 def test_damage_is_passed_over(store: CheckpointStore, harm, said: str | None) -> None:
@@ -73,6 +78,15 @@ def test_damage_is_passed_over(store: CheckpointStore, harm, said: str | None) -
     assert len(lines) == 1
     assert "step-00000040 is damaged" in lines[0]
     assert said in lines[0]
+
+
+def test_a_damaged_newer_one_never_pushes_out_a_good_one(store: CheckpointStore) -> None:
+    truncate(store.folder / "step-00000040/model.pth")
+    resumed = CheckpointStore(store.folder, keep=1)
+    resumed.save(35, writer(b"good"))
+    newest = resumed.newest(lambda line: None)
+    assert newest is not None
+    assert newest.step == 35
 
 
 def test_all_damaged(store: CheckpointStore) -> None:

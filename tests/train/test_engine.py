@@ -29,8 +29,8 @@ def engine_of(
     config = ModelConfig(
         arch="x060", n_layer=2, n_embd=32, head_size=16, vocab_size=40, dropout=dropout
     )
-    model = build_model(config, init_weights(config, 3), dtype=dtype)
-    return TorchEngine(model.train(), settings(**more))
+    model = build_model(config, init_weights(config, 3))
+    return TorchEngine(model.train(), settings(**more), dtype)
 
 
 def batch(seed: int, size: int = 4) -> tuple[Tensor, Tensor]:
@@ -105,6 +105,35 @@ def test_a_saved_state_continues_bit_for_bit(tmp_path: Path, dtype: torch.dtype)
     assert [step(other, seed) for seed in (3, 4)] == onward
     ours, theirs = engine.model.state_dict(), other.model.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_masters_start_from_the_weights_as_they_are(tmp_path: Path) -> None:
+    engine = engine_of(torch.bfloat16)
+    engine.save(tmp_path)
+    masters = torch.load(tmp_path / "optimizer.pt", weights_only=True)["masters"]
+    config = engine.model.config
+    weights = init_weights(config, 3)
+    assert all(torch.equal(masters[name], tensor) for name, tensor in weights.items())
+    assert engine.model.emb.weight.dtype == torch.bfloat16
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    engine = engine_of()
+    step(engine, 0, lr=1e38)
+    with pytest.raises(DivergedError, match="not finite"):
+        engine.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        torch.manual_seed(0)
+        engine = engine_of()
+        step(engine, 0)
+        engine.save(tmp_path / name)
+    for file in ("model.pth", "optimizer.pt"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_weight_decay_reaches_the_matrices_only() -> None:

@@ -1,0 +1,80 @@
+"""The one place where errors become messages and exit codes."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from rwkvkit.errors import InterruptedRun, RwkvkitError, SetupError, UsageError
+
+if TYPE_CHECKING:
+    import click
+
+_BUG = 1
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    try:
+        with contextlib.suppress(ValueError):  # outside the main thread there are no signals
+            signal.signal(signal.SIGTERM, _terminate)
+        _run()
+        sys.stdout.flush()
+    except RwkvkitError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _fail(InterruptedRun("interrupted; run the same command to go on"))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_BUG)
+    except OSError as error:
+        where = str(error.filename) if error.filename else None
+        _fail(SetupError(error.strerror or str(error), where=where, hint="mend it, then run again"))
+    except MemoryError:
+        _fail(SetupError("out of memory", hint="free some, or ask for less work at once"))
+    except Exception as error:
+        traceback.print_exc()
+        _fail(RwkvkitError(f"{type(error).__name__}: {error}", hint="this is a bug in rwkvkit"))
+    sys.exit(0)
+
+
+def _run() -> None:
+    """Load the commands and run the one that was asked for; its mistakes become UsageErrors."""
+    import click
+
+    from rwkvkit.cli.app import app
+
+    try:
+        app.main(prog_name="rwkvkit", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(UsageError.exit_code)
+    except click.ClickException as error:
+        raise UsageError(error.format_message(), hint=_usage_hint(error)) from error
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _usage_hint(error: "click.ClickException") -> str | None:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path} --help" if context else None
+
+
+def _fail(error: RwkvkitError) -> NoReturn:
+    """Show an error and exit with its code."""
+    label = "interrupted: " if isinstance(error, InterruptedRun) else "error: "
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        label = f"\033[1;31m{label}\033[0m"
+    print(f"{label}{error}", file=sys.stderr, flush=True)  # noqa: T201
+    if "--json" in sys.argv[1:]:
+        facts = {"what": error.what, "where": error.where, "hint": error.hint}
+        print(json.dumps({"error": facts | {"exit_code": error.exit_code}}))  # noqa: T201
+    sys.exit(error.exit_code)

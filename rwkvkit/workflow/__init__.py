@@ -1,0 +1,1 @@
+"""What a recipe needs done once its data is there: initial weights, then training."""

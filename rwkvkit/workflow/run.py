@@ -1,0 +1,260 @@
+"""A recipe's training run: what it is, whether it is done, and doing it."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from rwkvkit import files
+from rwkvkit.data.binidx import Binidx, bin_path, idx_path, open_binidx
+from rwkvkit.data.build import Build, Status
+from rwkvkit.data.manifest import read_manifest
+from rwkvkit.errors import RecipeError, SetupError
+from rwkvkit.model.checkpoint import build_model, read_checkpoint
+from rwkvkit.model.config import ModelConfig, reasons
+from rwkvkit.recipe.dataset import dataset_prefix, make_build
+from rwkvkit.recipe.schema import Recipe
+from rwkvkit.train.config import TrainConfig
+from rwkvkit.train.device import choose_placement
+from rwkvkit.train.engine import TorchEngine
+from rwkvkit.train.loop import Progress, RunFiles, train
+from rwkvkit.train.metrics import read_metrics
+from rwkvkit.train.plan import TrainPlan, plan_training
+from rwkvkit.train.record import check_record, read_record, write_record
+from rwkvkit.workflow.weights import InitialWeights
+
+_SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe's training run.
+
+    Attributes:
+        recipe: the recipe.
+        weights: what it starts from.
+        settings: the recipe's ``train`` section.
+    """
+
+    recipe: Recipe
+    weights: InitialWeights
+    settings: TrainConfig
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Run":
+        """Return the run of a recipe, with everything checked that can be before any work.
+
+        Raises:
+            RecipeError: the recipe lacks a section, asks for what cannot be, or its folder holds
+                another run.
+            DataError: a dataset or checkpoint that the recipe names is missing or damaged.
+        """
+        if recipe.train is None:
+            raise RecipeError(
+                "the recipe has no `train` section",
+                where=recipe.name,
+                hint="rwkvkit recipes show quickstart prints one",
+            )
+        run = cls(recipe, InitialWeights.of(recipe), recipe.train)
+        run.weights.check()
+        if recipe.sample and run.model_config.head_qk:
+            raise RecipeError(
+                "a model with HeadQK cannot generate text token by token",
+                where="sample",
+                hint="leave `sample` out, or set model.head_qk to 0",
+            )
+        choose_placement(run.settings.device, run.settings.precision)
+        if recipe.prepare is None:
+            run.data()
+        if run.files.started:
+            check_record(recipe.folder, {"recipe": run._recipe_record()})
+        return run
+
+    @cached_property
+    def model_config(self) -> ModelConfig:
+        """The model with the recipe's dropout.
+
+        Raises:
+            RecipeError: the architecture has no dropout.
+        """
+        stated = self.weights.config.model_dump() | {"dropout": self.settings.dropout}
+        try:
+            return ModelConfig(**stated)
+        except ValidationError as error:
+            raise RecipeError(
+                reasons(error), where="train.dropout", hint="leave train.dropout out"
+            ) from error
+
+    @property
+    def files(self) -> RunFiles:
+        """The files of the run."""
+        return RunFiles(self.recipe.folder)
+
+    def build(self) -> Build | None:
+        """Return the build of the dataset, or None if the recipe names one that exists.
+
+        Raises:
+            RecipeError: the run has started on a dataset that this build would replace.
+        """
+        if self.recipe.prepare is None:
+            return None
+        build = make_build(self.recipe)
+        status = build.status()
+        if self.files.started and not status.up_to_date and read_manifest(build.prefix):
+            raise RecipeError(
+                f"the run has started on a dataset that would be replaced ({status.reason})",
+                where=str(build.prefix),
+                hint="give the new run another name and prefix, or undo the change",
+            )
+        return build
+
+    def data(self) -> Binidx:
+        """Open the dataset.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        return open_binidx(dataset_prefix(self.recipe))
+
+    def plan(self, n_tokens: int) -> TrainPlan:
+        """Make the run's choices for a dataset of ``n_tokens``; see ``plan_training``."""
+        begun = read_record(self.recipe.folder).get("dtype") if self.files.started else None
+        return plan_training(
+            self.settings, n_tokens=n_tokens, ctx_len=self.recipe.ctx_len, begun_in=begun
+        )
+
+    def status(self, data: Binidx, plan: TrainPlan) -> Status:
+        """Say whether training is complete.
+
+        Raises:
+            RecipeError: the run's folder holds another run.
+        """
+        folder = self.recipe.folder
+        if not self.files.started:
+            return Status(False, f"{folder} holds no checkpoint yet")
+        check_record(folder, self._record(data, plan))
+        steps = read_record(folder).get("finished", {}).get("step")
+        if self.files.final.exists() and steps == plan.schedule.steps:
+            return Status(True, f"all {steps:,} steps are done: {self.files.final}")
+        return Status(False, f"{plan.schedule.steps:,} steps are not done yet")
+
+    def finished(self) -> dict[str, float]:
+        """Return ``step``, ``tokens`` and ``loss`` at the end of a complete run."""
+        end: dict[str, float] = read_record(self.recipe.folder)["finished"]
+        return end
+
+    def train(
+        self,
+        data: Binidx,
+        plan: TrainPlan,
+        *,
+        report: Callable[[str], None],
+        progress: Callable[[Progress], None],
+    ) -> None:
+        """Train to the end of the schedule; see ``rwkvkit.train.loop.train``.
+
+        Raises:
+            RecipeError: the run's folder holds another run.
+            SetupError: another process is training in it, or memory ran out.
+        """
+        folder = self.recipe.folder
+        record = self._record(data, plan)
+        with self._locked(), _memory_hint():
+            if self.files.started:
+                check_record(folder, record)
+            write_record(folder, record)
+            for path in (self.files.final, self.files.metrics, self.files.loss_curve):
+                files.remove_temporaries(path)
+            torch.manual_seed(self.recipe.seed)
+            train(
+                self._engine(plan),
+                data,
+                plan,
+                self.files,
+                vocab_size=self.model_config.vocab_size,
+                report=report,
+                progress=progress,
+            )
+            last = read_metrics(self.files.metrics)[-1]
+            end = {key: last[key] for key in ("step", "tokens", "loss")}
+            write_record(folder, record | {"finished": end})
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.recipe.folder.mkdir(parents=True, exist_ok=True)
+        with files.locked(self.recipe.folder) as free:
+            if not free:
+                raise SetupError(
+                    "another process is training in this folder",
+                    where=str(self.recipe.folder),
+                    hint="wait for it, or give this run another name or run_dir",
+                )
+            yield
+
+    def _engine(self, plan: TrainPlan) -> TorchEngine:
+        model = build_model(
+            self.model_config,
+            read_checkpoint(self.weights.path),
+            device=plan.placement.device,
+            grad_cp=self.settings.grad_cp,
+            impl=self.settings.wkv,
+            where=str(self.weights.path),
+        )
+        return TorchEngine(model.train(), self.settings, plan.placement.dtype)
+
+    def _record(self, data: Binidx, plan: TrainPlan) -> dict[str, Any]:
+        """Return all that decides the weights the run ends with."""
+        return {
+            "recipe": self._recipe_record(),
+            "weights": files.sha256(self.weights.path),
+            "data": {"n_tokens": data.n_tokens, "sha256": _fingerprint(data)},
+            "dtype": str(plan.placement.dtype).removeprefix("torch."),
+        }
+
+    def _recipe_record(self) -> dict[str, Any]:
+        free = {"device", "wkv", "grad_cp", "save_every", "keep", "precision"}
+        batch = {"micro_bsz", "accumulate_grad_batches"}
+        return {
+            "seed": self.recipe.seed,
+            "ctx_len": self.recipe.ctx_len,
+            "prepare": {
+                stage.key: stage.model_dump(mode="json") for stage in self.recipe.prepare or []
+            },
+            "data": self.recipe.data,
+            "model": self.weights.spec.model_dump(exclude_none=True),
+            "train": self.settings.model_dump(exclude=free | batch)
+            | {"global_batch": self.settings.global_batch},
+        }
+
+
+def _fingerprint(data: Binidx) -> str:
+    """Return a hash of the index and of blocks spread evenly over the tokens: cheap at any size."""
+    digest = hashlib.sha256(files.sha256(idx_path(data.prefix)).encode())
+    path = bin_path(data.prefix)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for block in range(_SAMPLED_BLOCKS):
+            file.seek(max(0, size - _BLOCK_BYTES) * block // (_SAMPLED_BLOCKS - 1))
+            digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _memory_hint() -> Iterator[None]:
+    """Turn running out of memory into an error that says what would fit."""
+    try:
+        yield
+    except RuntimeError as error:  # on a CPU torch has no class of its own for it
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate" not in str(error):
+            raise
+        raise SetupError(
+            f"out of memory: {str(error).splitlines()[0]}",
+            where="train",
+            hint="halve train.micro_bsz and double train.accumulate_grad_batches, or set "
+            "train.grad_cp to true",
+        ) from error
