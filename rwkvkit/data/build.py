@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import rwkvkit
 from rwkvkit import files
 from rwkvkit.data import manifest as manifests
-from rwkvkit.data.binidx import BinidxWriter, bin_path, idx_path
+from rwkvkit.data.binidx import BinidxWriter, bin_path, idx_path, mask_path
 from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.chunks import CHUNK_BYTES, ChunkReader
 from rwkvkit.data.documents import Reject, changed
@@ -32,7 +32,7 @@ from rwkvkit.data.writing import count_tokens, write_corpus
 from rwkvkit.errors import DataError
 
 REJECTS = ".rejects.jsonl"
-_SUFFIXES = (".bin", ".idx", REJECTS, manifests.SUFFIX)
+_SUFFIXES = (".bin", ".idx", ".mask", REJECTS, manifests.SUFFIX)
 _SMALL = 64 << 20  # input bytes that this process encodes before workers would have started
 _EXPANSION = 4  # how much compressed text counts for more than its size
 _S = TypeVar("_S", bound=Stage)
@@ -173,6 +173,8 @@ class Build:
                 epochs=epochs,
                 seed=self._seed,
                 report=report,
+                dtype=self._work.dtype,
+                masked=self._work.masked,
             )
             if rejects:
                 self._write_rejects(folder, rejects, inputs)
@@ -220,6 +222,8 @@ class Build:
             (bin_path(folder / name), written.bin_sha256),
             (idx_path(folder / name), written.idx_sha256),
         ]
+        if written.mask_sha256:
+            found.append((mask_path(folder / name), written.mask_sha256))
         rejects = folder / (name + REJECTS)
         if rejects.exists():
             found.append((rejects, files.sha256(rejects)))

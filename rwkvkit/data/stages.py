@@ -82,6 +82,11 @@ class Read(Stage):
             sources = [sources]
         return {**value, "sources": [Source.expand(source) for source in sources]}
 
+    @property
+    def masked(self) -> bool:
+        """Whether some tokens do not count in the loss, so that the output has a mask."""
+        return any(source.counted != "all" for source in self.sources)
+
     def files(self, exclude: Collection[str] = frozenset()) -> list[InputFile]:
         """Return the files to read, in order, except those in ``exclude`` (real paths).
 
