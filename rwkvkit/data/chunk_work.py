@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from rwkvkit.data.chunks import Chunk
 from rwkvkit.data.documents import Documents, Reject, read_chunk
+from rwkvkit.data.filters import Filter
 from rwkvkit.data.forms import SEAM
 from rwkvkit.data.stages import Encode, Read, Stage
+from rwkvkit.data.text_stages import TextStage, run_stage
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.world import WorldTokenizer
 
@@ -30,6 +32,7 @@ class EncodedChunk:
         n_lines: lines in the chunk, 0 for text files.
         mask: uint8 [tokens], 1 where the token counts in the loss; None unless the corpus is
             masked.
+        filtered: documents that stages left out.
     """
 
     files: NDArray[np.uint32]
@@ -39,6 +42,7 @@ class EncodedChunk:
     rejects: list[Reject]
     n_lines: int
     mask: NDArray[np.uint8] | None = None
+    filtered: int = 0
 
 
 class ChunkWork:
@@ -52,6 +56,7 @@ class ChunkWork:
     def __init__(self, stages: Sequence[Stage]) -> None:
         [read] = [stage for stage in stages if isinstance(stage, Read)]
         [self._encode] = [stage for stage in stages if isinstance(stage, Encode)]
+        self._text_stages = [stage for stage in stages if isinstance(stage, TextStage)]
         self.skip_bad = read.on_error == "skip"
         self.masked = read.masked
 
@@ -75,6 +80,10 @@ class ChunkWork:
             DataError: a file cannot be read, or a document is too long for the index.
         """
         documents = read_chunk(chunk, skip_bad=self.skip_bad)
+        n_filtered = 0
+        for stage in self._text_stages:
+            documents, dropped = run_stage(stage, documents, chunk.files[0].name)
+            n_filtered += dropped
         tokens, sizes = _encoded(self._encode.load(), documents.texts)
         if documents.marks is None:
             mask = np.repeat(_plain_marks(documents, chunk), sizes)
@@ -86,15 +95,26 @@ class ChunkWork:
                 where=chunk.files[0].name,
                 hint="split it",
             )
+        kept = self._kept(sizes)
+        in_kept = np.repeat(kept, sizes) if not kept.all() else slice(None)
         return EncodedChunk(
-            files=np.asarray(documents.files, np.uint32),
-            offsets=np.asarray(documents.offsets, np.int64),
-            sizes=sizes.astype(np.int32),
-            tokens=tokens,
+            files=np.asarray(documents.files, np.uint32)[kept],
+            offsets=np.asarray(documents.offsets, np.int64)[kept],
+            sizes=sizes[kept].astype(np.int32),
+            tokens=tokens[in_kept],
             rejects=documents.rejects,
             n_lines=documents.n_lines,
-            mask=mask if self.masked else None,
+            mask=mask[in_kept] if self.masked else None,
+            filtered=n_filtered + int((~kept).sum()),
         )
+
+    def _kept(self, sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which documents no filter leaves out for their size in tokens."""
+        kept = np.ones(len(sizes), bool)
+        for stage in self._text_stages:
+            if isinstance(stage, Filter):
+                kept &= stage.keeps_size(sizes)
+        return kept
 
 
 def _encoded(
