@@ -93,7 +93,7 @@ class Build:
         for number, source in enumerate(self._read.sources):
             own = [file for file in inputs if file.source == number]
             size = sum(file.size for file in own)
-            name = source.path or source.builtin
+            name = source.name
             lines.append(
                 f"source {name}: {len(own)} {'file' if len(own) == 1 else 'files'}, "
                 f"{size:,} bytes, x{source.repeat * self._repeat.epochs}"
@@ -148,7 +148,7 @@ class Build:
             SetupError: the output cannot be written.
         """
         inputs = self._inputs()
-        before = [_touched(file) for file in inputs]
+        before = [file.touched() for file in inputs]
         repeats = [source.repeat for source in self._read.sources]
         epochs = self._repeat.epochs
         count = workers or _default_workers(inputs)
@@ -159,7 +159,7 @@ class Build:
             reader = ChunkReader(inputs, self._chunk_bytes)
             index, rejects = encode_corpus(reader, self._work, folder, workers=count, report=report)
             for file, was in zip(inputs, before, strict=True):
-                if _touched(file) != was or was[0] != file.size:
+                if file.touched() != was or was[0] != file.size:
                     raise changed(file)
             if not len(index):
                 raise self._empty(len(rejects))
@@ -235,7 +235,7 @@ class Build:
     def _empty(self, rejected: int) -> DataError:
         return DataError(
             "the input holds no document",
-            where=", ".join(s.path or s.builtin or "" for s in self._read.sources),
+            where=", ".join(s.name for s in self._read.sources),
             hint=f"{rejected} lines were rejected" if rejected else "every line is blank",
         )
 
@@ -251,14 +251,6 @@ def _stage(stages: Sequence[Stage], kind: type[_S]) -> _S | None:
 
 def _missing() -> Any:
     raise AssertionError("check_chain lets no such chain pass")
-
-
-def _touched(file: InputFile) -> tuple[int, int]:
-    try:
-        stat = Path(file.path).stat()
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=file.name) from error
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _default_workers(inputs: list[InputFile]) -> int:

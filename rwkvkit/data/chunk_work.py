@@ -11,6 +11,7 @@ from rwkvkit.data.chunks import Chunk
 from rwkvkit.data.documents import Documents, Reject, read_chunk
 from rwkvkit.data.filters import Filter
 from rwkvkit.data.forms import SEAM
+from rwkvkit.data.readers import read_whole_file_chunk
 from rwkvkit.data.stages import Encode, Read, Stage
 from rwkvkit.data.text_stages import TextStage, run_stage
 from rwkvkit.errors import DataError
@@ -79,7 +80,8 @@ class ChunkWork:
         Raises:
             DataError: a file cannot be read, or a document is too long for the index.
         """
-        documents = read_chunk(chunk, skip_bad=self.skip_bad)
+        read = read_whole_file_chunk if chunk.files[0].reads_whole else read_chunk
+        documents = read(chunk, skip_bad=self.skip_bad)
         n_filtered = 0
         for stage in self._text_stages:
             documents, dropped = run_stage(stage, documents, chunk.files[0].name)

@@ -187,11 +187,9 @@ def _read_text_files(chunk: Chunk, skip_bad: bool) -> Documents:
             packed = file.compression
             data = b"".join(decompressed(raw, packed)) if packed else raw.read()
         try:
-            if _decode(data).startswith(_BYTE_ORDER_MARK):
-                raise _byte_order_mark()
+            check_text(data)
         except BadLine as bad:
-            line, start = _first_bad_line(data)
-            raw_line = data[start:].partition(b"\n")[0].decode("utf-8", errors="replace")
+            line, raw_line = bad_line(data)
             found.rejects.append(Reject(number, line, bad.reason, bad.hint, raw_line))
             if not skip_bad:
                 return Documents(rejects=found.rejects)
@@ -203,14 +201,32 @@ def _read_text_files(chunk: Chunk, skip_bad: bool) -> Documents:
     return found
 
 
-def _first_bad_line(data: bytes) -> tuple[int, int]:
-    """Return number and start of the line where decoding fails, the first if it does not."""
+def check_text(data: bytes, *, first: bool = True) -> str:
+    """Decode text.
+
+    Args:
+        data: UTF-8.
+        first: whether a file starts with it.
+
+    Raises:
+        BadLine: it is not UTF-8, or starts with a byte order mark.
+    """
+    text = _decode(data)
+    if first and text.startswith(_BYTE_ORDER_MARK):
+        raise _byte_order_mark()
+    return text
+
+
+def bad_line(data: bytes) -> tuple[int, str]:
+    """Return number and content of the line where decoding fails, the first if it does not."""
+    at = 0
     try:
         data.decode()
     except UnicodeDecodeError as error:
         at = error.start
-        return data.count(b"\n", 0, at) + 1, data.rfind(b"\n", 0, at) + 1
-    return 1, 0
+    start = data.rfind(b"\n", 0, at) + 1
+    raw = data[start:].partition(b"\n")[0].decode("utf-8", errors="replace")
+    return data.count(b"\n", 0, at) + 1, raw
 
 
 def _decode(data: bytes) -> str:

@@ -174,6 +174,14 @@ def utf8(text: str, what: str) -> bytes:
 
 
 def json_type(value: object) -> str:
-    """Name the type of a value as JSON calls it."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return "null" if value is None else names.get(type(value), "a number")
+    """Name the type of a value as JSON calls it, or, as only tables hold it, as Python does."""
+    names = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), f"of the type {type(value).__name__}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Read(Stage):
-    """Read documents from jsonl or plain text files."""
+    """Read documents from jsonl, text and table files, and from datasets by name."""
 
     key: ClassVar[str] = "read"
     gives: ClassVar[str] = "text"
@@ -61,7 +61,7 @@ class Read(Stage):
     def summary(self) -> str:
         """Name the sources."""
         names = [
-            f"{source.path or source.builtin}{f' x{source.repeat}' if source.repeat > 1 else ''}"
+            f"{source.name}{f' x{source.repeat}' if source.repeat > 1 else ''}"
             for source in self.sources
         ]
         return ", ".join(names) + (", skipping bad lines" if self.on_error == "skip" else "")
