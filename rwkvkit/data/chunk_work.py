@@ -12,10 +12,10 @@ from rwkvkit.data.documents import Documents, Reject, read_chunk
 from rwkvkit.data.filters import Filter
 from rwkvkit.data.forms import SEAM
 from rwkvkit.data.readers import read_whole_file_chunk
+from rwkvkit.data.round_trip import check_round_trip
 from rwkvkit.data.stages import Encode, Read, Stage
 from rwkvkit.data.text_stages import TextStage, run_stage
 from rwkvkit.errors import DataError
-from rwkvkit.tokenizer.world import WorldTokenizer
 
 _MAX_TOKENS = 2**31 - 1  # in a document: the index of a binidx holds int32
 
@@ -27,7 +27,7 @@ class EncodedChunk:
     Attributes:
         files: index of the document's file in the list of inputs, uint32 [documents].
         offsets: byte offset of the document's line in its file, int64 [documents].
-        sizes: tokens, the ending 0 included, int32 [documents].
+        sizes: tokens, the ending one included, int32 [documents].
         tokens: of all documents, one after another, uint16 or int32 [tokens].
         rejects: lines that gave no document; at most one unless bad lines are skipped.
         n_lines: lines in the chunk, 0 for text files.
@@ -64,7 +64,7 @@ class ChunkWork:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the tokens in the encoded chunks."""
-        return np.dtype(np.uint16)
+        return self._encode.load().dtype
 
     def load(self) -> None:
         """Load what the work needs, so that what is wrong with it is said before any work.
@@ -86,11 +86,15 @@ class ChunkWork:
         for stage in self._text_stages:
             documents, dropped = run_stage(stage, documents, chunk.files[0].name)
             n_filtered += dropped
-        tokens, sizes = _encoded(self._encode.load(), documents.texts)
-        if documents.marks is None:
-            mask = np.repeat(_plain_marks(documents, chunk), sizes)
-        else:
+        tokenizer = self._encode.load()
+        tokens, sizes = tokenizer.encode_segments(SEAM.join([*documents.texts, b""]))
+        mask: NDArray[np.uint8] | None = None
+        if documents.marks is not None:
             tokens, sizes, mask = _without_seams(tokens, sizes, documents.marks)
+        elif self.masked:
+            mask = np.repeat(_plain_marks(documents, chunk), sizes)
+        full = self._encode.verify == "full"
+        check_round_trip(tokenizer, documents, tokens, sizes, chunk, full=full)
         if sizes.size and sizes.max() > _MAX_TOKENS:
             raise DataError(
                 f"a document has {sizes.max()} tokens; a binidx holds up to {_MAX_TOKENS}",
@@ -106,7 +110,7 @@ class ChunkWork:
             tokens=tokens[in_kept],
             rejects=documents.rejects,
             n_lines=documents.n_lines,
-            mask=mask[in_kept] if self.masked else None,
+            mask=mask[in_kept] if self.masked and mask is not None else None,
             filtered=n_filtered + int((~kept).sum()),
         )
 
@@ -117,14 +121,6 @@ class ChunkWork:
             if isinstance(stage, Filter):
                 kept &= stage.keeps_size(sizes)
         return kept
-
-
-def _encoded(
-    tokenizer: WorldTokenizer, texts: list[bytes]
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the tokens of every segment of every text, a 0 after each, and their sizes."""
-    tokens = tokenizer.encode_joined(SEAM.join([*texts, b""]))
-    return tokens, np.diff(np.flatnonzero(tokens == 0), prepend=-1)
 
 
 def _plain_marks(documents: Documents, chunk: Chunk) -> NDArray[np.uint8]:
@@ -139,13 +135,13 @@ def _without_seams(
     """Join segments to documents.
 
     Args:
-        tokens: of the segments, each with a 0 at its end; only the last 0 of a document stays.
-        sizes: tokens in each segment, that 0 included.
+        tokens: of the segments, each with an ending one; only the last one of a document stays.
+        sizes: tokens in each segment, the ending one included.
         marks: for each document a byte a segment, 1 where it counts in the loss.
 
     Returns:
         The tokens and sizes of the documents, and the mask: for each token the mark of its
-        segment, the 0 at the end belonging to the last one.
+        segment, the one that ends the document belonging to the last.
     """
     counts = np.array([len(mark) for mark in marks], np.int64)
     assert counts.sum() == len(sizes)

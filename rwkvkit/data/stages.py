@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rwkvkit.config import Config
 from rwkvkit.data.filters import Filter
@@ -19,7 +19,10 @@ from rwkvkit.data.stage import Stage
 from rwkvkit.errors import RecipeError
 
 if TYPE_CHECKING:
+    from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
     from rwkvkit.tokenizer.world import WorldTokenizer
+
+    Tokenizer = WorldTokenizer | HuggingFaceTokenizer
 
 
 class Read(Stage):
@@ -68,34 +71,69 @@ class Read(Stage):
 
 
 class Encode(Stage):
-    """Turn each document into token ids, with a 0 at its end."""
+    """Turn each document into token ids, with the id that ends documents after it."""
 
     key: ClassVar[str] = "encode"
     takes: ClassVar[str | None] = "text"
     gives: ClassVar[str] = "tokens"
     shorthand: ClassVar[str | None] = "tokenizer"
 
-    tokenizer: Literal["world"] = "world"
-    """The vocabulary: ``world``, that of the RWKV models."""
+    tokenizer: str = "world"
+    """``world``, the vocabulary of the RWKV models, or the path of a ``tokenizer.json``."""
 
     vocab: str | None = None
-    """A vocabulary file, if not the one that the package ``rwkv`` carries."""
+    """For ``world``: a vocabulary file, if not the one that the package ``rwkv`` carries."""
 
-    def load(self) -> "WorldTokenizer":
+    end: str | int | None = None
+    """For a ``tokenizer.json``: the token that ends a document, or its id. Default: its
+    ``eos_token``, ``<|endoftext|>`` or ``</s>``, else 0."""
+
+    verify: Literal["sample", "full"] = "sample"
+    """``world`` checks the length of every document against its tokens, and decodes a sample;
+    ``full`` decodes every document, with any tokenizer, and compares the text."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "Encode":
+        if self.tokenizer != "world" and not self.tokenizer.endswith(".json"):
+            raise ValueError("a tokenizer is 'world' or the path of a tokenizer.json")
+        if self.tokenizer != "world" and self.vocab:
+            raise ValueError("vocab is for the tokenizer 'world'")
+        if self.tokenizer == "world" and self.end is not None:
+            raise ValueError("end is for a tokenizer.json; 'world' ends documents with 0")
+        return self
+
+    def load(self) -> "Tokenizer":
         """Return the tokenizer.
 
         Raises:
             DataError, SetupError: the vocabulary is damaged or missing.
+            RecipeError: it lacks the token that is to end documents.
         """
-        return _world(self.vocab)
+        if self.tokenizer == "world":
+            return _world(self.vocab)
+        return _huggingface(self.tokenizer, self.end)
 
     def settings(self) -> dict[str, Any]:
         """Return the vocabulary's content instead of its path."""
-        return {"tokenizer": self.tokenizer, "vocabulary": self.load().fingerprint}
+        tokenizer = self.load()
+        if self.tokenizer == "world":
+            return {"tokenizer": self.tokenizer, "vocabulary": tokenizer.fingerprint}
+        return {
+            "tokenizer": "tokenizer.json",
+            "vocabulary": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "end": tokenizer.end_id,
+        }
 
     def summary(self) -> str:
         """Name the vocabulary."""
-        return self.tokenizer + (f" with {self.vocab}" if self.vocab else "")
+        if self.tokenizer == "world":
+            return self.tokenizer + (f" with {self.vocab}" if self.vocab else "")
+        found = _huggingface(self.tokenizer, self.end)
+        return (
+            f"{self.tokenizer}, {found.vocab_size:,} ids in {found.dtype.name}, "
+            f"documents end with {found.end_token!r} ({found.end_id})"
+        )
 
 
 class RepeatShuffle(Stage):
@@ -236,3 +274,10 @@ def _world(vocab: str | None) -> "WorldTokenizer":
     from rwkvkit.tokenizer.world import WorldTokenizer
 
     return WorldTokenizer(Path(vocab) if vocab else None)
+
+
+@lru_cache(maxsize=4)
+def _huggingface(path: str, end: str | int | None) -> "HuggingFaceTokenizer":
+    from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
+
+    return HuggingFaceTokenizer(path, end)
