@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import rwkvkit
 from rwkvkit import files
 from rwkvkit.data import manifest as manifests
-from rwkvkit.data.binidx import BinidxWriter, bin_path, idx_path
+from rwkvkit.data.binidx import BinidxWriter, bin_path, idx_path, mask_path
 from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.chunks import CHUNK_BYTES, ChunkReader
 from rwkvkit.data.documents import Reject, changed
@@ -32,7 +32,7 @@ from rwkvkit.data.writing import count_tokens, write_corpus
 from rwkvkit.errors import DataError
 
 REJECTS = ".rejects.jsonl"
-_SUFFIXES = (".bin", ".idx", REJECTS, manifests.SUFFIX)
+_SUFFIXES = (".bin", ".idx", ".mask", REJECTS, manifests.SUFFIX)
 _SMALL = 64 << 20  # input bytes that this process encodes before workers would have started
 _EXPANSION = 4  # how much compressed text counts for more than its size
 _S = TypeVar("_S", bound=Stage)
@@ -93,7 +93,7 @@ class Build:
         for number, source in enumerate(self._read.sources):
             own = [file for file in inputs if file.source == number]
             size = sum(file.size for file in own)
-            name = source.path or source.builtin
+            name = source.name
             lines.append(
                 f"source {name}: {len(own)} {'file' if len(own) == 1 else 'files'}, "
                 f"{size:,} bytes, x{source.repeat * self._repeat.epochs}"
@@ -148,7 +148,7 @@ class Build:
             SetupError: the output cannot be written.
         """
         inputs = self._inputs()
-        before = [_touched(file) for file in inputs]
+        before = [file.touched() for file in inputs]
         repeats = [source.repeat for source in self._read.sources]
         epochs = self._repeat.epochs
         count = workers or _default_workers(inputs)
@@ -159,7 +159,7 @@ class Build:
             reader = ChunkReader(inputs, self._chunk_bytes)
             index, rejects = encode_corpus(reader, self._work, folder, workers=count, report=report)
             for file, was in zip(inputs, before, strict=True):
-                if _touched(file) != was or was[0] != file.size:
+                if file.touched() != was or was[0] != file.size:
                     raise changed(file)
             if not len(index):
                 raise self._empty(len(rejects))
@@ -173,6 +173,8 @@ class Build:
                 epochs=epochs,
                 seed=self._seed,
                 report=report,
+                dtype=self._work.dtype,
+                masked=self._work.masked,
             )
             if rejects:
                 self._write_rejects(folder, rejects, inputs)
@@ -220,6 +222,8 @@ class Build:
             (bin_path(folder / name), written.bin_sha256),
             (idx_path(folder / name), written.idx_sha256),
         ]
+        if written.mask_sha256:
+            found.append((mask_path(folder / name), written.mask_sha256))
         rejects = folder / (name + REJECTS)
         if rejects.exists():
             found.append((rejects, files.sha256(rejects)))
@@ -231,7 +235,7 @@ class Build:
     def _empty(self, rejected: int) -> DataError:
         return DataError(
             "the input holds no document",
-            where=", ".join(s.path or s.builtin or "" for s in self._read.sources),
+            where=", ".join(s.name for s in self._read.sources),
             hint=f"{rejected} lines were rejected" if rejected else "every line is blank",
         )
 
@@ -247,14 +251,6 @@ def _stage(stages: Sequence[Stage], kind: type[_S]) -> _S | None:
 
 def _missing() -> Any:
     raise AssertionError("check_chain lets no such chain pass")
-
-
-def _touched(file: InputFile) -> tuple[int, int]:
-    try:
-        stat = Path(file.path).stat()
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=file.name) from error
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _default_workers(inputs: list[InputFile]) -> int:

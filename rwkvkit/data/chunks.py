@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import zstandard
 
+from rwkvkit.data import remote
 from rwkvkit.data.sources import Compression, InputFile
 from rwkvkit.errors import DataError
 
@@ -22,14 +23,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of whole lines of one jsonl file, or a run of whole text files.
+    """A run of whole lines of one jsonl file, of rows of a table, or of whole text files.
 
     Attributes:
         first_file: index of the (first) file in the list of inputs.
         files: the file, or the text files that follow one another.
-        start: offset of the first byte in the (decompressed) file.
-        stop: offset after the last byte.
-        data: the bytes, if they came out of a decompressor; else the worker reads them.
+        start: offset of the first byte in the (decompressed) file; of a table, the first row.
+        stop: offset after the last byte, or the row after the last.
+        data: the bytes, if reading the file gave them; else the worker reads them.
         input_bytes: bytes on disk this chunk stands for, for the progress.
     """
 
@@ -62,18 +63,23 @@ class ChunkReader:
 
     def _chunks(self) -> Iterator[Chunk]:
         group: list[int] = []
+        from rwkvkit.data.readers import whole_file_chunks
+
         for i, file in enumerate(self.inputs):
-            if file.format == "text":
+            if file.format == "text" and not file.reads_whole:
                 if group and sum(self.inputs[j].size for j in group) >= self._chunk_bytes:
                     yield self._text_chunk(group)
                     group = []
-                self._hash_whole(i)
+                self.sha256[i] = hash_file(file)
                 group.append(i)
                 continue
             if group:
                 yield self._text_chunk(group)
                 group = []
-            yield from self._blocks(i) if file.compression else self._ranges(i)
+            if file.reads_whole:
+                yield from whole_file_chunks(i, file, self._chunk_bytes, self.sha256)
+            else:
+                yield from self._blocks(i) if file.compression else self._ranges(i)
         if group:
             yield self._text_chunk(group)
 
@@ -81,13 +87,6 @@ class ChunkReader:
         files = tuple(self.inputs[i] for i in group)
         size = sum(file.size for file in files)
         return Chunk(group[0], files, 0, size, None, input_bytes=size)
-
-    def _hash_whole(self, i: int) -> None:
-        digest = hashlib.sha256()
-        with opened(self.inputs[i]) as raw:
-            while block := raw.read(1 << 20):
-                digest.update(block)
-        self.sha256[i] = digest.hexdigest()
 
     def _ranges(self, i: int) -> Iterator[Chunk]:
         """Cut a plain jsonl file after newlines; the workers read the pieces."""
@@ -134,11 +133,25 @@ class ChunkReader:
         self.sha256[i] = digest.hexdigest()
 
 
+def hash_file(file: InputFile) -> str:
+    """Return the SHA-256 of an input file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with opened(file) as raw:
+        while block := raw.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 @contextmanager
 def opened(file: InputFile) -> Iterator[BinaryIO]:
     """Open an input file; whatever fails while reading it becomes a DataError that names it."""
     try:
-        with Path(file.path).open("rb") as raw:
+        far = remote.is_remote(file.path)
+        with remote.opened(file.path) if far else Path(file.path).open("rb") as raw:
             yield raw
     except (EOFError, zlib.error, zstandard.ZstdError) as error:
         raise DataError(

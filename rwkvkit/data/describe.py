@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rwkvkit import files
-from rwkvkit.data.binidx import Binidx, bin_path, idx_path, open_binidx
+from rwkvkit.data.binidx import Binidx, bin_path, idx_path, mask_path, open_binidx
 from rwkvkit.data.manifest import manifest_path, read_manifest
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.world import WorldTokenizer
@@ -30,18 +30,22 @@ def describe_binidx(prefix: str | Path) -> dict[str, Any]:
         ``length``: ``min``, ``median``, ``mean``, ``p90``, ``max`` in tokens, the ending 0
         included; ``histogram``: a list of ``from``, ``to`` (exclusive, powers of two) and
         ``documents``; ``first`` and ``last``: sample documents, each ``document``, ``tokens`` and
-        the beginning of its ``text``; ``verified``: what was checked, in words; ``manifest``: its
-        ``prepare``, ``plan``, ``inputs`` (their number) and ``rejected``, or None.
+        the beginning of its ``text``, with a mask also ``counted``, what of it counts in the loss
+        (ids stand for the text where the vocabulary is not that of World);
+        ``masked``: ``counted``, how many tokens count in the loss, and their ``share``, or None;
+        ``verified``: what was checked, in words; ``manifest``: its ``prepare``, ``plan``,
+        ``inputs`` (their number) and ``rejected``, or None.
 
     Raises:
         DataError: anything of it is wrong.
     """
     data = open_binidx(prefix)
-    tokenizer = WorldTokenizer()
     data.verify()
-    _check_range(data, tokenizer)
-    verified = ["index agrees with data", "every token in range"]
     manifest = _checked_manifest(Path(data.prefix))
+    vocab_size = _vocab_size(manifest)
+    tokenizer = None if vocab_size else WorldTokenizer()
+    _check_range(data, tokenizer.max_id if tokenizer else vocab_size - 1)
+    verified = ["index agrees with data", "every token in range"]
     if manifest:
         verified.append("files agree with the manifest")
     tail = range(max(len(data) - _SAMPLES, min(_SAMPLES, len(data))), len(data))
@@ -54,18 +58,25 @@ def describe_binidx(prefix: str | Path) -> dict[str, Any]:
         "histogram": _histogram(data),
         "first": [_sample(data, i, tokenizer) for i in range(min(_SAMPLES, len(data)))],
         "last": [_sample(data, i, tokenizer) for i in tail],
+        "masked": _masked(data),
         "verified": verified,
         "manifest": manifest,
     }
 
 
-def _check_range(data: Binidx, tokenizer: WorldTokenizer) -> None:
+def _vocab_size(manifest: dict[str, Any] | None) -> int:
+    """Return how many ids the vocabulary has if it is not the World vocabulary, else 0."""
+    records = manifest["prepare"] if manifest else []
+    return max((record["settings"].get("vocab_size", 0) for record in records), default=0)
+
+
+def _check_range(data: Binidx, max_id: int) -> None:
     for start in range(0, data.n_tokens, _BLOCK):
         block = data.tokens(start, min(_BLOCK, data.n_tokens - start))
-        wrong = np.flatnonzero((block < 0) | (block > tokenizer.max_id))
+        wrong = np.flatnonzero((block < 0) | (block > max_id))
         if wrong.size:
             raise DataError(
-                f"token {start + wrong[0]} is {block[wrong[0]]}, not in 0..{tokenizer.max_id}",
+                f"token {start + wrong[0]} is {block[wrong[0]]}, not in 0..{max_id}",
                 where=f"{data.prefix}.bin",
                 hint="the file is damaged, or made with another vocabulary",
             )
@@ -77,6 +88,8 @@ def _checked_manifest(prefix: Path) -> dict[str, Any] | None:
         return None
     paths = [bin_path(prefix), idx_path(prefix)]
     known = {output.path: output.sha256 for output in manifest.outputs}
+    if mask_path(prefix).exists() or mask_path(prefix).name in known:
+        paths.append(mask_path(prefix))
     for path in paths:
         if known.get(path.name) != files.sha256(path):
             raise DataError(
@@ -119,9 +132,25 @@ def _histogram(data: Binidx) -> list[dict[str, int]]:
     ]
 
 
-def _sample(data: Binidx, i: int, tokenizer: WorldTokenizer) -> dict[str, Any]:
+def _masked(data: Binidx) -> dict[str, float] | None:
+    if not data.has_mask:
+        return None
+    starts = range(0, data.n_tokens, _BLOCK)
+    blocks = (data.mask(start, min(_BLOCK, data.n_tokens - start)) for start in starts)
+    counted = sum(int(np.count_nonzero(block)) for block in blocks)
+    return {"counted": counted, "share": counted / max(data.n_tokens, 1)}
+
+
+def _sample(data: Binidx, i: int, tokenizer: WorldTokenizer | None) -> dict[str, Any]:
     tokens = data[i]
-    text = tokenizer.decode(tokens[:_SAMPLE_TOKENS])
+    shown = tokens[:_SAMPLE_TOKENS]
+    text = tokenizer.decode(shown) if tokenizer else " ".join(map(str, shown))
     if len(tokens) > _SAMPLE_TOKENS:
         text = text.rstrip("\ufffd") + " …"
-    return {"document": i, "tokens": len(tokens), "text": text}
+    sample = {"document": i, "tokens": len(tokens), "text": text}
+    if data.has_mask and tokenizer:
+        start = int(data.sizes[:i].sum(dtype=np.int64))
+        mask = data.mask(start, len(shown))
+        borders = np.flatnonzero(np.diff(mask, prepend=0, append=0)).reshape(-1, 2)
+        sample["counted"] = [tokenizer.decode(tokens[a:b]) for a, b in borders]
+    return sample

@@ -64,6 +64,11 @@ def spool_path(folder: Path, number: int) -> Path:
     return folder / f"spool-{number}"
 
 
+def mask_spool_path(folder: Path, number: int) -> Path:
+    """Return the spool file of a worker for the masks of its documents."""
+    return folder / f"spool-{number}.mask"
+
+
 def encode_corpus(
     reader: ChunkReader,
     work: ChunkWork,
@@ -119,11 +124,14 @@ def _chunk_encoder(
     """Provide the work of one process: chunk in, piece out, tokens into its own spool file."""
     with writing(folder):
         spool = SpoolWriter(spool_path(folder, number))
+        masks = SpoolWriter(mask_spool_path(folder, number))
 
     def encode_chunk(chunk: Chunk) -> Piece:
         encoded = work(chunk)
         with writing(folder):
             position = spool.append(encoded.tokens)
+            if encoded.mask is not None:
+                masks.append(encoded.mask)
         return Piece(
             first_file=chunk.first_file,
             files=encoded.files,
@@ -136,7 +144,7 @@ def _chunk_encoder(
             input_bytes=chunk.input_bytes,
         )
 
-    with closing(spool):
+    with closing(spool), closing(masks):
         yield encode_chunk
 
 

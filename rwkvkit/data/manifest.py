@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from rwkvkit import files
 from rwkvkit.config import Config
+from rwkvkit.data.chunks import hash_file
 from rwkvkit.data.sources import InputFile
 from rwkvkit.data.stages import PlanResult, Stage
 from rwkvkit.errors import DataError
@@ -163,9 +164,7 @@ def input_change(old: Manifest, inputs: Sequence[InputFile], built_ns: int) -> s
 
 def _unchanged(file: InputFile, record: FileRecord, built_ns: int) -> bool:
     try:
-        stat = Path(file.path).stat()
-        touched = max(stat.st_mtime_ns, stat.st_ctime_ns)
-        return touched < built_ns or files.sha256(Path(file.path)) == record.sha256
+        return file.unchanged_since(built_ns) or hash_file(file) == record.sha256
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=file.name) from error
 

@@ -1,6 +1,7 @@
 """Which files a recipe's sources name, in the order they are read."""
 
 import glob
+import json
 import os
 import re
 import sysconfig
@@ -12,19 +13,63 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rwkvkit.config import Config
+from rwkvkit.data import remote
+from rwkvkit.data.chat import Chat, ChatForm, Loss
+from rwkvkit.data.forms import Field as OneField
+from rwkvkit.data.forms import Form, Template
 from rwkvkit.errors import DataError, RecipeError
 
 Compression = Literal["gzip", "zstd"]
+Format = Literal["jsonl", "text", "parquet", "arrow"]
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
-_JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 
 
+class DatasetName(Config):
+    """A dataset of the Hugging Face hub, read row by row without storing it first.
+
+    It is taken as unchanged as long as this is: name a revision to be sure of it.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    """Its name, such as ``roneneldan/TinyStories``, or a local folder with its files."""
+
+    subset: str | None = None
+    """Which of its configurations."""
+
+    split: str = "train"
+    """Which of its splits."""
+
+    revision: str | None = None
+    """A commit, tag or branch of it."""
+
+    @classmethod
+    def expand(cls, value: Any) -> Any:
+        """Turn the shorthand, a bare name, into fields."""
+        return {"name": value} if isinstance(value, str) else value
+
+    def __str__(self) -> str:
+        subset = f"/{self.subset}" if self.subset else ""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"dataset {self.name}{subset}:{self.split}{revision}"
+
+
 class Source(Config):
-    """Files with documents, and how often each document stands in a pass."""
+    """Where documents are, what of a line they are, and how often each stands in a pass."""
 
     path: str | None = None
-    """A file, a folder (searched through), or a glob; ``**`` spans folders."""
+    """A file, a folder (searched through), or a glob; ``**`` spans folders. With a protocol
+    (``s3://``, ``gs://``, ``https://``) on another machine."""
+
+    dataset: DatasetName | None = None
+    """Instead of a path: a dataset of the Hugging Face hub; a bare word is its name."""
 
     builtin: Literal["python-stdlib"] | None = None
     """Instead of a path: ``python-stdlib``, the sources of the running Python's library."""
@@ -33,22 +78,75 @@ class Source(Config):
     """How many times each document stands in each pass, as if its lines were repeated."""
 
     field: str = "text"
-    """The field of a jsonl line that holds the text."""
+    """The field of a line, or the column of a table, that holds the text."""
 
-    format: Literal["jsonl", "text"] | None = None
-    """``jsonl``: a JSON object a line; ``text``: a document a file. Default: by the suffix."""
+    template: str | None = None
+    """Instead of a field: text with fields in braces, ``"Q: {q} A: {a}"``; ``{{`` is a brace."""
+
+    chat: Chat | None = None
+    """Instead of a field: the line is a conversation; a bare name is that of its messages."""
+
+    loss: Literal["all", "assistant", "none"] | None = None
+    """Which tokens count in the loss: ``assistant`` for a chat, else ``all``, unless given. If any
+    source has another value than ``all``, the dataset has a mask."""
+
+    format: Literal["jsonl", "text", "parquet", "arrow"] | None = None
+    """``jsonl``: a JSON object a line; ``text``: a document a file; ``parquet`` and ``arrow``: a
+    row of the table. Default: by the suffix."""
+
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """For text: what stands between documents, such as ``"\\n\\n\\n"``, if a file holds several."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Source":
-        if (self.path is None) == (self.builtin is None):
-            raise ValueError("a source has either 'path' or 'builtin'")
-        if self.builtin and self.format == "jsonl":
+        origins = [self.path, self.dataset, self.builtin]
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("a source has one of 'path', 'dataset' and 'builtin'")
+        if self.builtin and self.format not in (None, "text"):
             raise ValueError("a builtin source has the format 'text'")
+        if self.dataset and self.format:
+            raise ValueError("a dataset has no 'format'")
+        if self.separator and (not self.path or self.format not in (None, "text")):
+            raise ValueError("a separator is for files of the format 'text'")
         return self
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Source":
+        given = {"field", "template", "chat"} & {
+            key for key in self.model_fields_set if getattr(self, key) is not None
+        }
+        if len(given) > 1:
+            raise ValueError(f"a source has only one of {' and '.join(sorted(given))}")
+        if self.loss == "assistant" and self.chat is None:
+            raise ValueError("loss: assistant needs a chat")
+        if (self.format == "text" or self.separator or self.builtin) and given:
+            raise ValueError(f"text files have no fields, so no {given.pop()}")
+        _ = self.form
+        return self
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return str(self.path or self.builtin or self.dataset)
+
+    @property
+    def form(self) -> Form:
+        """What it makes of a line."""
+        if self.chat is not None:
+            return ChatForm(self.chat, self.loss or "assistant")
+        return OneField(self.field) if self.template is None else Template(self.template)
+
+    @property
+    def counted(self) -> Loss:
+        """Which of its tokens count in the loss."""
+        return self.loss or ("assistant" if self.chat else "all")
 
     @classmethod
     def expand(cls, value: Any) -> Any:
         """Turn the shorthand, a bare path, into fields."""
+        if isinstance(value, dict):
+            inner = {"chat": Chat.expand, "dataset": DatasetName.expand}
+            return {key: inner[key](x) if key in inner else x for key, x in value.items()}
         return {"path": value} if isinstance(value, str) else value
 
 
@@ -63,9 +161,12 @@ class InputFile:
         source: index of its source in the recipe.
         number: index of the file within its source.
         size: bytes on disk.
-        format: ``jsonl`` or ``text``.
+        format: what is in it.
         compression: ``gzip``, ``zstd`` or None.
-        field: the field that holds the text, for ``jsonl``.
+        form: what its lines or rows make.
+        loss: which of its tokens count in the loss.
+        separator: what stands between the documents of a text file; None where it is one document.
+        dataset: the dataset that stands for a file, with the size 0.
     """
 
     path: str
@@ -73,9 +174,48 @@ class InputFile:
     source: int
     number: int
     size: int
-    format: Literal["jsonl", "text"]
+    format: Format
     compression: Compression | None
-    field: str
+    form: Form
+    loss: Loss
+    separator: bytes | None = None
+    dataset: DatasetName | None = None
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether one reader must go through it from its beginning (``data/readers``)."""
+        return self.format in ("parquet", "arrow") or self.separator is not None
+
+    def touched(self) -> tuple[int, int | str]:
+        """Return its size, and what changes when its content does.
+
+        Raises:
+            DataError: it cannot be reached.
+        """
+        if self.dataset is not None:
+            return 0, ""
+        if remote.is_remote(self.path):
+            return remote.touched(self.path)
+        try:
+            stat = Path(self.path).stat()
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", where=self.name) from error
+        return stat.st_size, stat.st_mtime_ns
+
+    def unchanged_since(self, time_ns: int) -> bool:
+        """Say whether it is known that nobody changed it after a time, on the file system's clock.
+
+        Raises:
+            OSError: it cannot be reached.
+            DataError: the same, on another machine.
+        """
+        if self.dataset is not None:
+            return True
+        if remote.is_remote(self.path):
+            modified = remote.modified_ns(self.path)
+            return modified is None or modified < time_ns
+        stat = Path(self.path).stat()
+        return max(stat.st_mtime_ns, stat.st_ctime_ns) < time_ns
 
 
 def find_files(
@@ -103,16 +243,17 @@ def natural_key(text: str) -> tuple[list[str | int], str]:
 
 
 def _find(source: Source, number: int, exclude: Collection[str]) -> list[InputFile]:
-    if source.builtin:
+    if source.dataset is not None:
+        found = [(str(source.dataset), str(source.dataset))]
+    elif source.builtin:
         found = _standard_library()
     else:
-        assert source.path is not None
         paths = [path for path in _matches(source) if os.path.realpath(path) not in exclude]
         found = [(path, path) for path in sorted(paths, key=natural_key)]
     if not found:
         raise DataError(
             "no file matches" if source.path else "the standard library has no source files here",
-            where=source.path or source.builtin,
+            where=source.name,
             hint=f"the working folder is {Path.cwd()}",
         )
     return [
@@ -121,10 +262,13 @@ def _find(source: Source, number: int, exclude: Collection[str]) -> list[InputFi
             name=name,
             source=number,
             number=i,
-            size=_size(path),
-            format="text" if source.builtin else _format(path, source),
-            compression=_COMPRESSIONS.get(Path(path).suffix),
-            field=source.field,
+            size=0 if source.dataset else _size(path),
+            format=_format(path, source),
+            compression=_COMPRESSIONS.get(_suffix(path)),
+            form=source.form,
+            loss=source.counted,
+            separator=source.separator.encode() if source.separator else None,
+            dataset=source.dataset,
         )
         for i, (path, name) in enumerate(found)
     ]
@@ -132,11 +276,14 @@ def _find(source: Source, number: int, exclude: Collection[str]) -> list[InputFi
 
 def _matches(source: Source) -> Iterator[str]:
     assert source.path is not None
-    if Path(source.path).is_dir():
+    if remote.is_remote(source.path):
+        found = remote.find(source.path)
+        yield from (path for path in found if path == source.path or _wanted(path, source))
+    elif Path(source.path).is_dir():
         for folder, folders, names in os.walk(source.path):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in names:
-                if not name.startswith(".") and (source.format or _guessed(name)):
+            for name in _saved_dataset(Path(folder)) or names:
+                if not name.startswith(".") and _wanted(name, source):
                     yield str(Path(folder) / name)
     elif Path(source.path).exists():
         yield source.path
@@ -147,13 +294,47 @@ def _matches(source: Source) -> Iterator[str]:
                 yield path
 
 
-def _guessed(path: str) -> Literal["jsonl"] | None:
-    suffix = Path(path).suffix
-    plain = path.removesuffix(suffix) if suffix in _COMPRESSIONS else path
-    return "jsonl" if plain.endswith(_JSONL_SUFFIXES) else None
+def _wanted(path: str, source: Source) -> bool:
+    """Say whether a file in a folder, or matched on another machine, is one to read."""
+    return source.format is not None or source.separator is not None or _guessed(path) is not None
 
 
-def _format(path: str, source: Source) -> Literal["jsonl", "text"]:
+def _saved_dataset(folder: Path) -> list[str]:
+    """Return the data files in a folder that ``datasets`` has written, or nothing for any other.
+
+    Raises:
+        DataError: it holds several splits, or rows in another order than the files.
+    """
+    state = folder / "state.json"
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+        raise DataError(
+            f"the dataset has splits: {', '.join(splits)}",
+            where=str(folder),
+            hint=f"name one: path: {folder / splits[0]}",
+        )
+    if not (state.is_file() and (folder / "dataset_info.json").is_file()):
+        return []
+    return [file["filename"] for file in json.loads(state.read_bytes())["_data_files"]]
+
+
+def _guessed(path: str) -> Format | None:
+    name = remote.file_name(path)
+    suffix = Path(name).suffix
+    plain = name.removesuffix(suffix) if suffix in _COMPRESSIONS else name
+    found = _FORMATS.get(Path(plain).suffix)
+    return found if plain == name or found == "jsonl" else None
+
+
+def _suffix(path: str) -> str:
+    return Path(remote.file_name(path)).suffix
+
+
+def _format(path: str, source: Source) -> Format:
+    if source.dataset:
+        return "arrow"
+    if source.builtin or source.separator:
+        return "text"
     found = source.format or _guessed(path)
     if found is None:
         raise RecipeError(
@@ -165,6 +346,8 @@ def _format(path: str, source: Source) -> Literal["jsonl", "text"]:
 
 
 def _size(path: str) -> int:
+    if remote.is_remote(path):
+        return remote.touched(path)[0]
     try:
         return Path(path).stat().st_size
     except OSError as error:

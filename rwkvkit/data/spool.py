@@ -4,9 +4,10 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from rwkvkit.tokenizer.jit import compiled
 
@@ -31,7 +32,7 @@ class SpoolWriter:
         """Close the file."""
         self._file.close()
 
-    def append(self, tokens: NDArray[np.uint16]) -> int:
+    def append(self, tokens: NDArray[Any]) -> int:
         """Write ``tokens`` and return the position of the first, in tokens."""
         position = self._position
         left = tokens.data.cast("B") if len(tokens) else b""
@@ -57,10 +58,11 @@ class Places:
 
 
 class SpoolReader:
-    """Reads documents back from spool files, in any order."""
+    """Reads documents back from spool files of one dtype, in any order."""
 
-    def __init__(self, paths: list[Path], places: Places) -> None:
+    def __init__(self, paths: list[Path], places: Places, dtype: DTypeLike = np.uint16) -> None:
         self._places = places
+        self._dtype = np.dtype(dtype)
         self._maps: dict[int, mmap.mmap] = {}
         self._touched = 0
         for number, path in enumerate(paths):
@@ -70,7 +72,7 @@ class SpoolReader:
 
     def blocks(
         self, documents: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.int32]]]:
+    ) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
         """Yield tokens and sizes of ``documents``, in that order, a few megabytes at a time."""
         for first in range(0, len(documents), _BLOCK_DOCUMENTS):
             window = documents[first : first + _BLOCK_DOCUMENTS]
@@ -83,17 +85,17 @@ class SpoolReader:
                 yield self._gather(window[start:stop])
                 start = stop
 
-    def _gather(self, documents: NDArray[np.int64]) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
+    def _gather(self, documents: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int32]]:
         sizes = self._places.sizes[documents]
         targets = np.cumsum(sizes, dtype=np.int64) - sizes
-        tokens = np.empty(int(sizes.sum(dtype=np.int64)), np.uint16)
+        tokens = np.empty(int(sizes.sum(dtype=np.int64)), self._dtype)
         spools = self._places.spools[documents]
         for number, mapped in self._maps.items():
             own = np.flatnonzero(spools == number)
-            spool = np.frombuffer(mapped, np.uint16)
+            spool = np.frombuffer(mapped, self._dtype)
             starts = self._places.starts[documents[own]]
             _copy(spool, starts, sizes[own], tokens, targets[own])
-        self._give_back(2 * len(tokens) + _TOUCHED * len(documents))
+        self._give_back(tokens.nbytes + _TOUCHED * len(documents))
         return tokens, sizes
 
     def _give_back(self, touched: int) -> None:

@@ -9,59 +9,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rwkvkit.config import Config
+from rwkvkit.data.filters import Filter
 from rwkvkit.data.prime import coverage_warning, magic_prime
 from rwkvkit.data.sources import InputFile, Source, find_files
+from rwkvkit.data.stage import Stage
 from rwkvkit.errors import RecipeError
 
 if TYPE_CHECKING:
+    from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
     from rwkvkit.tokenizer.world import WorldTokenizer
 
-
-class Stage(Config):
-    """A step of ``prepare``."""
-
-    key: ClassVar[str]
-    """Its name in a recipe."""
-
-    version: ClassVar[int] = 1
-    """Raised when the same settings give other bytes."""
-
-    takes: ClassVar[str | None] = None
-    """What must stand before it: ``text``, ``tokens``, ``binidx`` or nothing."""
-
-    gives: ClassVar[str]
-    """What stands after it."""
-
-    shorthand: ClassVar[str | None] = None
-    """The field that a bare value in the recipe sets (``encode: world``)."""
-
-    @classmethod
-    def expand(cls, value: Any) -> Any:
-        """Turn what the recipe has under the key into a mapping of fields.
-
-        A stage without a value (``- plan``) has none; a bare value goes to ``shorthand``. Whether
-        the fields are right is for validation to say.
-        """
-        if value is None:
-            return {}
-        if isinstance(value, dict) or cls.shorthand is None:
-            return value
-        return {cls.shorthand: value}
-
-    def settings(self) -> dict[str, Any]:
-        """Return what the bytes of the output depend on, for the manifest."""
-        return self.model_dump(mode="json")
-
-    def summary(self) -> str:
-        """Say in a few words what the stage will do."""
-        return " ".join(f"{name}={value}" for name, value in self.settings().items())
+    Tokenizer = WorldTokenizer | HuggingFaceTokenizer
 
 
 class Read(Stage):
-    """Read documents from jsonl or plain text files."""
+    """Read documents from jsonl, text and table files, and from datasets by name."""
 
     key: ClassVar[str] = "read"
     gives: ClassVar[str] = "text"
@@ -88,6 +53,11 @@ class Read(Stage):
             sources = [sources]
         return {**value, "sources": [Source.expand(source) for source in sources]}
 
+    @property
+    def masked(self) -> bool:
+        """Whether some tokens do not count in the loss, so that the output has a mask."""
+        return any(source.counted != "all" for source in self.sources)
+
     def files(self, exclude: Collection[str] = frozenset()) -> list[InputFile]:
         """Return the files to read, in order, except those in ``exclude`` (real paths).
 
@@ -100,41 +70,76 @@ class Read(Stage):
     def summary(self) -> str:
         """Name the sources."""
         names = [
-            f"{source.path or source.builtin}{f' x{source.repeat}' if source.repeat > 1 else ''}"
+            f"{source.name}{f' x{source.repeat}' if source.repeat > 1 else ''}"
             for source in self.sources
         ]
         return ", ".join(names) + (", skipping bad lines" if self.on_error == "skip" else "")
 
 
 class Encode(Stage):
-    """Turn each document into token ids, with a 0 at its end."""
+    """Turn each document into token ids, with the id that ends documents after it."""
 
     key: ClassVar[str] = "encode"
     takes: ClassVar[str | None] = "text"
     gives: ClassVar[str] = "tokens"
     shorthand: ClassVar[str | None] = "tokenizer"
 
-    tokenizer: Literal["world"] = "world"
-    """The vocabulary: ``world``, that of the RWKV models."""
+    tokenizer: str = "world"
+    """``world``, the vocabulary of the RWKV models, or the path of a ``tokenizer.json``."""
 
     vocab: str | None = None
-    """A vocabulary file, if not the one that the package ``rwkv`` carries."""
+    """For ``world``: a vocabulary file, if not the one that the package ``rwkv`` carries."""
 
-    def load(self) -> "WorldTokenizer":
+    end: str | int | None = None
+    """For a ``tokenizer.json``: the token that ends a document, or its id. Default: its
+    ``eos_token``, ``<|endoftext|>`` or ``</s>``, else 0."""
+
+    verify: Literal["sample", "full"] = "sample"
+    """``world`` checks the length of every document against its tokens, and decodes a sample;
+    ``full`` decodes every document, with any tokenizer, and compares the text."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "Encode":
+        if self.tokenizer != "world" and not self.tokenizer.endswith(".json"):
+            raise ValueError("a tokenizer is 'world' or the path of a tokenizer.json")
+        if self.tokenizer != "world" and self.vocab:
+            raise ValueError("vocab is for the tokenizer 'world'")
+        if self.tokenizer == "world" and self.end is not None:
+            raise ValueError("end is for a tokenizer.json; 'world' ends documents with 0")
+        return self
+
+    def load(self) -> "Tokenizer":
         """Return the tokenizer.
 
         Raises:
             DataError, SetupError: the vocabulary is damaged or missing.
+            RecipeError: it lacks the token that is to end documents.
         """
-        return _world(self.vocab)
+        if self.tokenizer == "world":
+            return _world(self.vocab)
+        return _huggingface(self.tokenizer, self.end)
 
     def settings(self) -> dict[str, Any]:
         """Return the vocabulary's content instead of its path."""
-        return {"tokenizer": self.tokenizer, "vocabulary": self.load().fingerprint}
+        tokenizer = self.load()
+        if self.tokenizer == "world":
+            return {"tokenizer": self.tokenizer, "vocabulary": tokenizer.fingerprint}
+        return {
+            "tokenizer": "tokenizer.json",
+            "vocabulary": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "end": tokenizer.end_id,
+        }
 
     def summary(self) -> str:
         """Name the vocabulary."""
-        return self.tokenizer + (f" with {self.vocab}" if self.vocab else "")
+        if self.tokenizer == "world":
+            return self.tokenizer + (f" with {self.vocab}" if self.vocab else "")
+        found = _huggingface(self.tokenizer, self.end)
+        return (
+            f"{self.tokenizer}, {found.vocab_size:,} ids in {found.dtype.name}, "
+            f"documents end with {found.end_token!r} ({found.end_id})"
+        )
 
 
 class RepeatShuffle(Stage):
@@ -233,7 +238,7 @@ class Plan(Stage):
         return "magic_prime and my_exit_tokens"
 
 
-STAGES: tuple[type[Stage], ...] = (Read, Encode, RepeatShuffle, WriteBinidx, Plan)
+STAGES: tuple[type[Stage], ...] = (Read, Filter, Encode, RepeatShuffle, WriteBinidx, Plan)
 
 
 def check_chain(stages: Sequence[Stage]) -> None:
@@ -245,12 +250,16 @@ def check_chain(stages: Sequence[Stage]) -> None:
     standing: str | None = None
     for i, stage in enumerate(stages):
         where = f"prepare[{i}].{stage.key}"
-        if any(type(other) is type(stage) for other in stages[:i]):
+        if not stage.repeatable and any(type(other) is type(stage) for other in stages[:i]):
             raise RecipeError(f"a second {stage.key}", where=where, hint="a chain has one of each")
         if stage.takes != standing:
             if stage.takes is None:
                 raise RecipeError(f"{stage.key} must come first", where=where)
-            makers = [other.key for other in STAGES if other.gives == stage.takes]
+            makers = [
+                other.key
+                for other in STAGES
+                if other.gives == stage.takes and other.takes != other.gives
+            ]
             raise RecipeError(
                 f"{stage.key} needs {stage.takes} before it, and finds {standing or 'nothing'}",
                 where=where,
@@ -271,3 +280,10 @@ def _world(vocab: str | None) -> "WorldTokenizer":
     from rwkvkit.tokenizer.world import WorldTokenizer
 
     return WorldTokenizer(Path(vocab) if vocab else None)
+
+
+@lru_cache(maxsize=4)
+def _huggingface(path: str, end: str | int | None) -> "HuggingFaceTokenizer":
+    from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
+
+    return HuggingFaceTokenizer(path, end)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ class WorldTokenizer:
         vocab_size: 65536, the number of ids models have; a few of the last are not tokens.
         max_id: the largest id that is a token, 65529 in the World vocabulary.
         fingerprint: SHA-256 of the mapping from id to bytes, hexadecimal.
+        end_id: 0, the id that ends documents.
+        dtype: uint16, what ids fit in.
 
     Args:
         vocab_path: a vocabulary file with lines of ``id literal length``; by default
@@ -38,6 +41,8 @@ class WorldTokenizer:
     """
 
     vocab_size = 65536
+    end_id = 0
+    dtype: np.dtype[Any] = np.dtype(np.uint16)
 
     def __init__(self, vocab_path: str | PathLike[str] | None = None) -> None:
         path = Path(vocab_path) if vocab_path is not None else vocabulary.find()
@@ -78,6 +83,20 @@ class WorldTokenizer:
             uint16 [tokens]: the ids of each document, each followed by 0.
         """
         return self._encode(buffer)
+
+    def encode_segments(self, buffer: bytes) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Do what ``encode_joined`` does, and return the tokens in each document too, 0 included.
+
+        Returns:
+            uint16 [tokens] and int64 [documents].
+        """
+        tokens = self.encode_joined(buffer)
+        return tokens, np.diff(np.flatnonzero(tokens == 0), prepend=-1)
+
+    @cached_property
+    def token_bytes(self) -> NDArray[np.uint8]:
+        """Bytes in each token by id, uint8 [65536]; 0 where there is no token."""
+        return self._vocabulary.sizes.astype(np.uint8)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD.

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import zstandard
 from cli_cases import files_in
 
-from rwkvkit import load_model
+from rwkvkit import load_model, open_binidx
 from rwkvkit.model.checkpoint import write_checkpoint
 from rwkvkit.model.config import ModelConfig, config_of_size
 from rwkvkit.model.init import init_weights, weight_shapes
@@ -160,27 +161,70 @@ def test_recipes_list_show_copy(folder: Path, run) -> None:
     assert run("recipes", "copy", "sft", "mine.yaml").code == 0
 
 
+TEXT = {"text": "User: hi\n\nAssistant: hello\n\n"}
+CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 DATA = {
-    "quickstart": [],
-    "pretrain": ["minipile/a.jsonl"],
-    "sft": ["chat/a.jsonl", "slimpajama/a.jsonl.zst"],
+    "quickstart": {},
+    "pretrain": {"minipile/a.jsonl": TEXT},
+    "hub": {},
+    "sft-simple": {"my-data/a.jsonl": TEXT},
+    "sft": {"chat/a.jsonl": TEXT, "slimpajama/a.jsonl.zst": TEXT},
+    "chat": {
+        "chat/a.jsonl": CHAT,
+        "instruct/a.jsonl": {"instruction": "add", "input": "1 1", "output": "2"},
+        "slimpajama/a.jsonl.zst": TEXT,
+    },
 }
+"""The files that the recipes expect."""
+
+WEIGHTS = "rwkv7-g1-0.1b.pth"
+
+
+def write_data(folder: Path, name: str) -> None:
+    """Write the files that a recipe expects, 40 lines in each."""
+    for path, line in DATA[name].items():
+        content = f"{json.dumps(line)}\n".encode() * 40
+        (folder / path).parent.mkdir(exist_ok=True)
+        packed = zstandard.ZstdCompressor().compress(content)
+        (folder / path).write_bytes(packed if path.endswith(".zst") else content)
 
 
 @pytest.mark.parametrize("name", sorted(bundled_recipes()))
 def test_every_recipe_that_ships(folder: Path, run, name: str) -> None:
     """A dry run with files of the names it expects."""
-    for path in DATA[name]:
-        (folder / path).parent.mkdir(exist_ok=True)
-        (folder / path).write_text("{}")
-    if name == "sft":  # shapes alone decide: every tensor is one zero, repeated
+    write_data(folder, name)
+    if WEIGHTS in bundled_recipes()[name].read_text():
+        # Shapes alone decide: every tensor is one zero, repeated.
         shapes = weight_shapes(config_of_size("x070-0.1b"))
         tensors = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}
-        torch.save(tensors, folder / "rwkv7-g1-0.1b.pth")
+        torch.save(tensors, folder / WEIGHTS)
     outcome = run("train", name, "--dry-run")
     assert outcome.code == 0, outcome.err
     assert "prepare: would run: no output yet" in outcome.out
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "documents", "masked"),
+    [
+        ("pretrain", 40, False),
+        ("sft-simple", 120, False),
+        ("sft", 200, False),
+        ("chat", 200, True),
+    ],
+)
+def test_the_data_of_local_recipes(
+    folder: Path, run, name: str, documents: int, masked: bool
+) -> None:
+    write_data(folder, name)
+    made = run("prepare", name, "--set", "ctx_len=16", "--json")
+    assert made.code == 0, made.err
+    assert made.facts["documents"] == documents
+    seen = run("inspect", made.facts["prefix"])
+    assert seen.code == 0
+    assert ("count in the loss" in seen.out) == masked
+    assert (r"in the loss: ' hello\n\n'" in seen.out) == masked
+    assert open_binidx(made.facts["prefix"]).has_mask == masked
 
 
 def test_quickstart_for_a_few_steps(folder: Path, run) -> None:

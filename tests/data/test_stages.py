@@ -4,6 +4,7 @@ from pydantic import ValidationError
 from rwkvkit.data.stages import (
     STAGES,
     Encode,
+    Filter,
     Plan,
     Read,
     RepeatShuffle,
@@ -13,6 +14,7 @@ from rwkvkit.data.stages import (
 from rwkvkit.errors import RecipeError
 
 READ = Read.model_validate(Read.expand("a.jsonl"))
+FILTER = Filter(min_chars=1)
 ENCODE, REPEAT, WRITE, PLAN = Encode(), RepeatShuffle(), WriteBinidx(prefix="out/d"), Plan()
 
 
@@ -35,6 +37,7 @@ ENCODE, REPEAT, WRITE, PLAN = Encode(), RepeatShuffle(), WriteBinidx(prefix="out
         (Read, {"builtin": "python-stdlib"}, {"sources": [{"builtin": "python-stdlib"}]}),
         (Encode, "world", {"tokenizer": "world"}),
         (Encode, {"tokenizer": "world", "vocab": "v"}, {"tokenizer": "world", "vocab": "v"}),
+        (Encode, "a/tokenizer.json", {"tokenizer": "a/tokenizer.json"}),
         (RepeatShuffle, {"epochs": 3}, {"epochs": 3}),
         (RepeatShuffle, 3, {"epochs": 3}),
         (RepeatShuffle, None, {}),
@@ -55,6 +58,9 @@ def test_shorthand(stage, value, fields):
         (Read, 5),
         (Read, {"sources": ["a"], "on_error": "ignore"}),
         (Encode, "gpt2"),
+        (Encode, {"tokenizer": "t.json", "vocab": "v"}),
+        (Encode, {"end": 5}),
+        (Encode, {"verify": "none"}),
         (RepeatShuffle, {"epochs": 0}),
         (RepeatShuffle, {"epochs": "3"}),
         (RepeatShuffle, {"shuffle": 1}),
@@ -79,7 +85,12 @@ def test_every_field_has_help():
 
 @pytest.mark.parametrize(
     "chain",
-    [[READ, ENCODE, WRITE], [READ, ENCODE, REPEAT, WRITE, PLAN], [READ, ENCODE, WRITE, PLAN]],
+    [
+        [READ, ENCODE, WRITE],
+        [READ, ENCODE, REPEAT, WRITE, PLAN],
+        [READ, ENCODE, WRITE, PLAN],
+        [READ, FILTER, FILTER, ENCODE, WRITE],
+    ],
 )
 def test_good_chains(chain):
     check_chain(chain)
@@ -95,6 +106,8 @@ def test_good_chains(chain):
         ([READ, REPEAT], "prepare[1].repeat-shuffle", "finds text", "tokens come from encode"),
         ([READ, ENCODE, PLAN], "prepare[2].plan", "needs binidx", "comes from write-binidx"),
         ([READ, ENCODE, WRITE, REPEAT], "prepare[3].repeat-shuffle", "needs tokens", "encode"),
+        ([READ, ENCODE, FILTER], "prepare[2].filter", "needs text before it, and finds tokens", ""),
+        ([FILTER], "prepare[0].filter", "needs text", "text comes from read"),
         ([READ, READ], "prepare[1].read", "a second read", "one of each"),
         ([READ, ENCODE, REPEAT, REPEAT, WRITE], "prepare[3].repeat-shuffle", "a second", "one"),
     ],

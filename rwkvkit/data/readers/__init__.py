@@ -1,0 +1,33 @@
+"""Inputs that are read from their beginning to their end, whatever their size."""
+
+from collections.abc import Iterator
+
+from rwkvkit.data.chunks import Chunk
+from rwkvkit.data.documents import Documents
+from rwkvkit.data.readers import separated, tables
+from rwkvkit.data.sources import InputFile
+
+
+def whole_file_chunks(
+    number: int, file: InputFile, chunk_bytes: int, sha256: dict[int, str]
+) -> Iterator[Chunk]:
+    """Iterate over the chunks of a file with ``reads_whole``; each carries its data.
+
+    Args:
+        number: index of the file in the list of inputs.
+        file: the file.
+        chunk_bytes: about how much text a chunk holds; the documents do not depend on it.
+        sha256: receives the digest of the file under its number when it has been read.
+
+    Raises:
+        DataError: the file cannot be read, is damaged, or lacks a column.
+        SetupError: a package that it needs is not installed.
+    """
+    reader = separated.chunks if file.separator else tables.chunks
+    return reader(number, file, chunk_bytes, sha256)
+
+
+def read_whole_file_chunk(chunk: Chunk, *, skip_bad: bool) -> Documents:
+    """Return the documents of such a chunk; see ``rwkvkit.data.documents.read_chunk``."""
+    reader = separated.documents if chunk.files[0].separator else tables.documents
+    return reader(chunk, skip_bad)

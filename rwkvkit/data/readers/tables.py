@@ -1,0 +1,247 @@
+"""Tables: parquet files, Arrow files, and datasets by name; a row is what a jsonl line is.
+
+The reading side takes only the columns that the source needs and hands them on as Arrow streams of
+about a chunk each. The position of a document is the number of its row, from 0.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import numpy as np
+import orjson
+
+from rwkvkit.data.chat import ChatForm
+from rwkvkit.data.chunks import Chunk, opened
+from rwkvkit.data.documents import Documents, Reject
+from rwkvkit.data.forms import BadLine, Field, listed
+from rwkvkit.data.sources import DatasetName, InputFile
+from rwkvkit.errors import DataError, RwkvkitError, SetupError
+
+_READ = 1 << 20
+_ROWS = 1000  # of a dataset by name, asked for at a time
+_ARROW_FILE = b"ARROW1"  # begins the file format; what begins otherwise is the stream format
+
+
+def chunks(
+    number: int, file: InputFile, chunk_bytes: int, sha256: dict[int, str]
+) -> Iterator[Chunk]:
+    """Cut a table between rows; see ``whole_file_chunks``."""
+    if file.dataset is not None:
+        yield from _dataset_chunks(number, file, file.dataset, chunk_bytes, sha256)
+        return
+    digest = hashlib.sha256()
+    with opened(file) as raw, _readable(file):
+        while block := raw.read(_READ):
+            digest.update(block)
+        raw.seek(0)
+        read = _parquet_batches if file.format == "parquet" else _arrow_batches
+        batches = _sliced(read(raw, file, chunk_bytes), chunk_bytes)
+        yield from _batch_chunks(number, file, batches, raw)
+    sha256[number] = digest.hexdigest()
+
+
+def documents(chunk: Chunk, skip_bad: bool) -> Documents:
+    """Return a document a row."""
+    import pyarrow as pa
+
+    assert chunk.data is not None
+    table = pa.ipc.open_stream(chunk.data).read_all()
+    form = chunk.files[0].form
+    found = Documents(n_lines=table.num_rows, marks=[] if isinstance(form, ChatForm) else None)
+    whole = _whole_column(table, form.name) if isinstance(form, Field) else None
+    skipped: list[int] = []
+    if whole is not None:
+        found.texts = whole
+    else:
+        for row, record in enumerate(_records(table)):
+            try:
+                if isinstance(record, BadLine):
+                    raise record
+                found.add(form.render(record))
+            except BadLine as bad:
+                raw = "" if isinstance(record, BadLine) else _shown(record)
+                reject = Reject(chunk.first_file, row + 1, bad.reason, bad.hint, raw)
+                found.rejects.append(reject)
+                if not skip_bad:
+                    return Documents(rejects=found.rejects)
+                skipped.append(row)
+    found.offsets = chunk.start + np.delete(np.arange(table.num_rows), skipped)
+    found.files = np.full(len(found.texts), chunk.first_file)
+    return found
+
+
+def _whole_column(table: Any, name: str) -> list[bytes] | None:
+    """Return a column as UTF-8, or None if not every row of it is a valid string."""
+    import pyarrow as pa
+
+    column = table.column(name)
+    if column.null_count or not (
+        pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    ):
+        return None
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return None
+    texts: list[bytes] = column.cast(pa.large_binary()).to_pylist()
+    return texts
+
+
+def _records(table: Any) -> Iterable[dict[str, Any] | BadLine]:
+    """Return the rows; where one is not UTF-8, what is wrong with it."""
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except UnicodeDecodeError:
+        return (_record(table.slice(i, 1)) for i in range(table.num_rows))
+    return rows
+
+
+def _record(row: Any) -> dict[str, Any] | BadLine:
+    try:
+        [record] = row.to_pylist()
+    except UnicodeDecodeError as error:
+        return BadLine(
+            f"invalid UTF-8: {error.reason}, byte 0x{error.object[error.start]:02x}",
+            "convert the column to UTF-8",
+        )
+    return dict(record)
+
+
+def _shown(record: dict[str, Any]) -> str:
+    return orjson.dumps(record, default=repr).decode()
+
+
+def _parquet_batches(raw: BinaryIO, file: InputFile, chunk_bytes: int) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    parquet = pq.ParquetFile(raw)
+    _check_columns(file, parquet.schema_arrow.names)
+    for group in range(parquet.num_row_groups):
+        meta = parquet.metadata.row_group(group)
+        rows = max(1, meta.num_rows * chunk_bytes // max(meta.total_byte_size, 1))
+        yield from parquet.iter_batches(rows, row_groups=[group], columns=list(file.form.columns))
+
+
+def _arrow_batches(raw: BinaryIO, file: InputFile, chunk_bytes: int) -> Iterator[Any]:
+    import pyarrow as pa
+
+    start = raw.read(len(_ARROW_FILE))
+    raw.seek(0)
+    if start == _ARROW_FILE:
+        reader = pa.ipc.open_file(raw)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+    else:
+        reader = pa.ipc.open_stream(raw)
+        batches = iter(reader)
+    _check_columns(file, reader.schema.names)
+    return (batch.select(list(file.form.columns)) for batch in batches)
+
+
+def _sliced(batches: Iterable[Any], chunk_bytes: int) -> Iterator[Any]:
+    """Cut batches that are much larger than a chunk."""
+    for batch in batches:
+        rows = max(1, batch.num_rows * chunk_bytes // max(batch.nbytes, 1))
+        for start in range(0, batch.num_rows, rows):
+            yield batch.slice(start, rows)
+
+
+def _batch_chunks(
+    number: int, file: InputFile, batches: Iterable[Any], raw: BinaryIO | None = None
+) -> Iterator[Chunk]:
+    """Make chunks of batches; how far ``raw`` was read tells the progress."""
+    row = told = 0
+    held: Chunk | None = None
+    for batch in batches:
+        if held is not None:
+            at = max(told, raw.tell() if raw and not raw.closed else 0)
+            yield replace(held, input_bytes=at - told)
+            told = at
+        stop = row + batch.num_rows
+        held = Chunk(number, (file,), row, stop, _packed(batch), input_bytes=0)
+        row = stop
+    if held is not None:
+        yield replace(held, input_bytes=file.size - told)
+
+
+def _packed(batch: Any) -> bytes:
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write(batch)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
+
+
+def _check_columns(file: InputFile, names: list[str]) -> None:
+    for column in file.form.columns:
+        if column not in names:
+            raise DataError(
+                f"no column {column!r}",
+                where=file.name,
+                hint=f"the table has {listed(names)}: say in the source which one holds the text",
+            )
+
+
+def _dataset_chunks(
+    number: int,
+    file: InputFile,
+    dataset: DatasetName,
+    chunk_bytes: int,
+    sha256: dict[int, str],
+) -> Iterator[Chunk]:
+    """Stream a dataset by name; its digest is that of its rows, column by column."""
+    digest = hashlib.sha256()
+
+    def seen(batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            for record in batch.to_pylist():
+                digest.update(_shown(record).encode() + b"\n")
+            yield batch
+
+    with _readable(file):
+        rows = load_rows(dataset)
+        if rows.column_names is not None:
+            _check_columns(file, list(rows.column_names))
+        tables = rows.select_columns(list(file.form.columns)).with_format("arrow").iter(_ROWS)
+        batches = (batch for table in tables for batch in table.to_batches())
+        yield from _batch_chunks(number, file, _sliced(seen(batches), chunk_bytes))
+    sha256[number] = digest.hexdigest()
+
+
+def load_rows(dataset: DatasetName) -> Any:
+    """Return the rows of a dataset by name, as the package ``datasets`` streams them."""
+    import datasets
+
+    return datasets.load_dataset(
+        dataset.name,
+        dataset.subset,
+        split=dataset.split,
+        revision=dataset.revision,
+        streaming=True,
+    )
+
+
+@contextmanager
+def _readable(file: InputFile) -> Iterator[None]:
+    """Turn whatever a package raises about a table into an error that names it."""
+    try:
+        yield
+    except RwkvkitError:
+        raise
+    except ImportError as error:
+        raise SetupError(
+            f"the package {error.name!r} is needed to read this",
+            where=file.name,
+            hint=f"pip install {error.name}",
+        ) from error
+    except Exception as error:
+        words = " ".join(str(error).split())
+        raise DataError(
+            f"cannot be read: {type(error).__name__}: {words}",
+            where=file.name,
+            hint="check that it is what the recipe says, whole, and within reach",
+        ) from error

@@ -1,0 +1,141 @@
+"""Paths on other machines, ``protocol://...``, through the package ``fsspec``."""
+
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import zstandard
+
+from rwkvkit.errors import DataError, RecipeError, RwkvkitError, SetupError
+
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "hf": "huggingface_hub",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "ssh": "paramiko",
+    "sftp": "paramiko",
+}
+_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def is_remote(path: str) -> bool:
+    """Say whether a path names a protocol."""
+    return _PROTOCOL.match(path) is not None
+
+
+def file_name(path: str) -> str:
+    """Return the last part of a path, without the query of a web address."""
+    if path.startswith(("http://", "https://")):
+        path = urlsplit(path).path
+    return path.rpartition("/")[2]
+
+
+def find(path: str) -> list[str]:
+    """Return the files that a path means: itself, those of a glob, or all in a folder.
+
+    Raises:
+        DataError: the place cannot be reached.
+        SetupError: the package for its protocol is not installed.
+        RecipeError: there is no such protocol.
+    """
+    with _reached(path):
+        system, inner = _system(path)
+        if "*" in path or "[" in path:
+            found = system.glob(inner)
+        else:
+            try:
+                kind = system.info(inner)["type"]
+            except FileNotFoundError:
+                return []
+            if kind == "file":
+                return [path]
+            found = [name for name in system.find(inner) if "/." not in name]
+        return [system.unstrip_protocol(name) for name in found if not system.isdir(name)]
+
+
+@contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
+    """Open a file to read and seek in.
+
+    Raises:
+        DataError: it cannot be read.
+        SetupError, RecipeError: as in ``find``.
+    """
+    with _reached(path):
+        system, inner = _system(path)
+        with system.open(inner, "rb") as raw:
+            yield raw
+
+
+def touched(path: str) -> tuple[int, str]:
+    """Return the size of a file in bytes, and a word that changes when its content does.
+
+    Raises:
+        DataError: it cannot be reached, or its size is not known there.
+        SetupError, RecipeError: as in ``find``.
+    """
+    with _reached(path):
+        system, inner = _system(path)
+        size = system.info(inner).get("size")
+        if size is None:
+            raise DataError(
+                "the server does not tell the size of the file",
+                where=path,
+                hint="fetch it and name the local file",
+            )
+        return int(size), str(system.ukey(inner))
+
+
+def modified_ns(path: str) -> int | None:
+    """Return when a file was changed last, in nanoseconds since 1970, or None if none can tell."""
+    with _reached(path):
+        system, inner = _system(path)
+        try:
+            return int(system.modified(inner).timestamp() * 1e9)
+        except (NotImplementedError, AttributeError, KeyError):
+            return None
+
+
+def _system(path: str) -> tuple[Any, str]:
+    import fsspec
+
+    system, inner = fsspec.core.url_to_fs(path)
+    return system, inner
+
+
+@contextmanager
+def _reached(path: str) -> Iterator[None]:
+    protocol = path.partition("://")[0].lower()
+    try:
+        yield
+    except (RwkvkitError, EOFError, zlib.error, zstandard.ZstdError):
+        raise  # what a reader found in the content is its to explain
+    except ImportError as error:
+        package = _PACKAGES.get(protocol, error.name or protocol)
+        raise SetupError(
+            f"the package {package} is needed to read {protocol}:// paths",
+            where=path,
+            hint=f"pip install {package}",
+        ) from error
+    except Exception as error:
+        if isinstance(error, ValueError) and "rotocol not known" in str(error):
+            raise RecipeError(
+                f"no such protocol: {protocol}://",
+                where=path,
+                hint="such as s3://, gs://, https://; a local path needs none",
+            ) from error
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"cannot be read: {words}",
+            where=path,
+            hint="check the address, the network, and your credentials",
+        ) from error

@@ -1,0 +1,136 @@
+"""Builds with other tokenizers than World, and the round trip that each build checks."""
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from rwkvkit import open_binidx
+from rwkvkit.data.build import Build
+from rwkvkit.data.describe import describe_binidx
+from rwkvkit.data.stages import Encode, Plan, Read, WriteBinidx
+from rwkvkit.errors import DataError
+from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
+from rwkvkit.tokenizer.world import WorldTokenizer
+from rwkvkit.train.sampler import SampleReader
+
+WIDE = 70_000
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A vocabulary of characters, one of which has an id that needs more than 16 bits."""
+    letters = {letter: i + 5 for i, letter in enumerate("abcdefghijklm ")} | {"z": WIDE, "?": 1}
+    made = tokenizers.Tokenizer(models.WordLevel(letters | {"<|endoftext|>": 0}, unk_token="?"))
+    made.add_special_tokens(["<|endoftext|>"])
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.decoder = decoders.Fuse()
+    made.normalizer = normalizers.Lowercase()
+    made.save(str(tmp_path / "tokenizer.json"))
+    return str(tmp_path / "tokenizer.json")
+
+
+@pytest.fixture
+def build(tmp_path):
+    def make(read, **encode):
+        chain = [
+            Read.model_validate(Read.expand(read)),
+            Encode(**encode),
+            WriteBinidx(prefix=str(tmp_path / "out" / "data")),
+            Plan(),
+        ]
+        return Build(chain, seed=1, ctx_len=4)
+
+    return make
+
+
+def test_a_wide_vocabulary_from_text_to_samples(build, jsonl, tmp_path, wide):
+    texts = ["bad cab", "", "zz<|endoftext|>", "a" * 40]
+    made = build(jsonl("a.jsonl", texts), tokenizer=wide)
+    assert f"{wide}, 70,001 ids in int32, documents end with '<|endoftext|>' (0)" in (
+        "\n".join(made.describe())
+    )
+    for workers in (1, 2):
+        manifest = made.run(workers=workers)
+    data = open_binidx(tmp_path / "out" / "data")
+    data.verify()
+    assert data.dtype == np.int32
+    assert data[0].tolist() == [6, 5, 8, 18, 7, 5, 6, 0]
+    assert data[1].tolist() == [0]
+    assert data[2][:2].tolist() == [WIDE, WIDE]
+    settings = manifest.prepare[1].settings
+    assert settings == {
+        "tokenizer": "tokenizer.json",
+        "vocabulary": HuggingFaceTokenizer(wide).fingerprint,
+        "vocab_size": WIDE + 1,
+        "end": 0,
+    }
+    assert made.status().up_to_date
+
+    told = describe_binidx(tmp_path / "out" / "data")
+    assert told["dtype"] == "int32"
+    assert told["first"][0]["text"] == "6 5 8 18 7 5 6 0"
+    assert told["bytes"] == 4 * told["tokens"]
+
+    reader = SampleReader(data, manifest.plan.magic_prime, 4, vocab_size=WIDE + 1)
+    x, y = reader.read(start=1, count=manifest.plan.magic_prime)
+    assert max(x.max(), y.max()) == WIDE
+    with pytest.raises(DataError, match="token id 70000 is outside the model's vocabulary"):
+        SampleReader(data, manifest.plan.magic_prime, 4, vocab_size=WIDE).read(
+            start=1, count=manifest.plan.magic_prime
+        )
+
+
+def test_another_end_changes_the_dataset(build, jsonl, wide):
+    path = jsonl("a.jsonl", ["abc abc abc abc"])
+    build(path, tokenizer=wide).run()
+    assert build(
+        path, tokenizer=wide, end="z"
+    ).status().reason == f"encode: end 0 -> {WIDE}".replace("encode: ", "")
+    assert build(path, tokenizer=wide, verify="full").status().up_to_date
+
+
+def test_a_conversation_with_another_tokenizer(build, jsonl, tmp_path, wide):
+    chat = [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "cab"}]
+    build({"path": jsonl("a.jsonl", [chat] * 3, field="m"), "chat": "m"}, tokenizer=wide).run()
+    data = open_binidx(tmp_path / "out" / "data")
+    counted = data[0][data.mask(0, len(data[0])) == 1]
+    assert counted.tolist() == [18, 7, 5, 6, 1, 1, 0]
+
+
+def test_verify_full_names_a_document_that_a_tokenizer_changes(build, jsonl, wide):
+    path = jsonl("a.jsonl", ["abc", "abc def gh", "ABC"])
+    build(path, tokenizer=wide).run()
+    with pytest.raises(DataError, match="do not give back its text") as caught:
+        build(path, tokenizer=wide, verify="full").run()
+    assert caught.value.where == f"{path}, document at byte 39"
+    assert "changes text" in caught.value.hint
+
+
+@pytest.mark.parametrize("verify", ["sample", "full"])
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("damage", ["drop", "same length"])
+def test_a_wrong_encoding_is_caught(build, jsonl, monkeypatch, verify, marked, damage):
+    """Damage to the second of three documents: its length always shows, its bytes if decoded."""
+    texts = ["the first one of three", "the second", "the last one of three"]
+    if marked:
+        texts = [
+            [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
+            for text in texts
+        ]
+    read = {"path": jsonl("a.jsonl", texts, field="m")}
+    read |= {"chat": "m"} if marked else {"field": "m"}
+    build(read, verify=verify).run()
+
+    right = WorldTokenizer.encode_segments
+    [was], [shorter], [other] = map(WorldTokenizer().encode, (" second", "x", " center"))
+
+    def wrong(self, buffer):
+        tokens, sizes = right(self, buffer)
+        changed = shorter if damage == "drop" else other
+        return np.where(tokens == was, changed, tokens), sizes
+
+    monkeypatch.setattr(WorldTokenizer, "encode_segments", wrong)
+    with pytest.raises(DataError, match="do not give back its text") as caught:
+        build(read, verify=verify).run()
+    assert caught.value.where.startswith(f"{read['path']}, document at byte ")
