@@ -27,6 +27,9 @@ class EncodedChunk:
         tokens: of all documents, one after another, [tokens].
         rejects: lines that gave no document; at most one unless bad lines are skipped.
         n_lines: lines in the chunk, 0 for text files.
+        mask: 1 where a token counts in the loss, uint8 [tokens]; None if all do.
+        hashes: of each document's content, uint64 [documents, 2], or None.
+        filtered: documents that filters dropped.
     """
 
     files: NDArray[np.uint32]
@@ -35,6 +38,9 @@ class EncodedChunk:
     tokens: NDArray[Any]
     rejects: list[Reject]
     n_lines: int
+    mask: NDArray[np.uint8] | None = None
+    hashes: NDArray[np.uint64] | None = None
+    filtered: int = 0
 
 
 class ChunkWork:

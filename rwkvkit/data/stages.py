@@ -131,6 +131,37 @@ class Encode(Stage):
         return self.tokenizer + (f" with {self.vocab}" if self.vocab else "")
 
 
+class Dedup(Stage):
+    """Keep only the first of documents with the same content."""
+
+    key: ClassVar[str] = "dedup"
+    takes: ClassVar[str | None] = "text"
+    gives: ClassVar[str] = "text"
+
+    def summary(self) -> str:
+        """Say what stays."""
+        return "of equal documents only the first stays"
+
+
+class Split(Stage):
+    """Put a share of the documents into PREFIX-val.bin and .idx instead, each once, unshuffled.
+
+    The content of a document decides, so equal documents are on the same side.
+    """
+
+    key: ClassVar[str] = "split"
+    takes: ClassVar[str | None] = "tokens"
+    gives: ClassVar[str] = "tokens"
+    shorthand: ClassVar[str | None] = "validation"
+
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the documents, such as 0.01."""
+
+    def summary(self) -> str:
+        """Say how large the share is."""
+        return f"{self.validation:.4g} of the documents for validation"
+
+
 class RepeatShuffle(Stage):
     """Write the documents pass after pass, each pass in a fresh order."""
 
@@ -142,8 +173,9 @@ class RepeatShuffle(Stage):
     epochs: Annotated[int, Field(ge=1)] = 1
     """How many passes the corpus holds."""
 
-    shuffle: bool = True
-    """Shuffle each pass; without it every pass has the order of the sources."""
+    shuffle: bool | Literal["reference"] = True
+    """Shuffle each pass; ``false`` keeps the order of the sources, ``reference`` shuffles as
+    RWKV-LM's make_data.py does for the seed, in memory."""
 
     seed: int | None = None
     """Seed of the shuffle; the recipe's own if not given."""
@@ -155,6 +187,8 @@ class RepeatShuffle(Stage):
     def summary(self) -> str:
         """Say how many passes and in which order."""
         order = "each in a fresh order" if self.shuffle else "in the order of the sources"
+        if self.shuffle == "reference":
+            order = "shuffled as the reference does"
         return f"{self.epochs} {'pass' if self.epochs == 1 else 'passes'}, {order}"
 
 
@@ -227,7 +261,15 @@ class Plan(Stage):
         return "magic_prime and my_exit_tokens"
 
 
-STAGES: tuple[type[Stage], ...] = (Read, Encode, RepeatShuffle, WriteBinidx, Plan)
+STAGES: tuple[type[Stage], ...] = (
+    Read,
+    Dedup,
+    Encode,
+    Split,
+    RepeatShuffle,
+    WriteBinidx,
+    Plan,
+)
 
 
 def check_chain(stages: Sequence[Stage]) -> None:
@@ -244,7 +286,7 @@ def check_chain(stages: Sequence[Stage]) -> None:
         if stage.takes != standing:
             if stage.takes is None:
                 raise RecipeError(f"{stage.key} must come first", where=where)
-            makers = [other.key for other in STAGES if other.gives == stage.takes]
+            makers = [other.key for other in STAGES if other.gives == stage.takes != other.takes]
             raise RecipeError(
                 f"{stage.key} needs {stage.takes} before it, and finds {standing or 'nothing'}",
                 where=where,

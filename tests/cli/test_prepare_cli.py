@@ -136,7 +136,7 @@ def test_bad_lines_can_be_skipped(folder: Path, run) -> None:
     assert json.loads(rejects[0])["raw"] == "broken"
 
 
-def test_interrupted_it_leaves_nothing(folder: Path) -> None:
+def test_interrupted_it_goes_on_where_it_stood(folder: Path, run) -> None:
     document = json.dumps({"text": "words and words " * 500}).encode() + b"\n"
     (folder / "text.jsonl").write_bytes(document * 20_000)
     process = subprocess.Popen(
@@ -146,15 +146,24 @@ def test_interrupted_it_leaves_nothing(folder: Path) -> None:
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not list(folder.glob("out/tiny/.data.build-*/*")):
+    while not list(folder.glob("out/tiny/.data.build/part-*.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
-    assert "interrupted" in err
-    assert not (folder / "out").exists()
+    assert "interrupted; run the same command to go on" in err
+    assert files_in(folder / "out")
+    assert all(name.startswith("tiny/.data.build/") for name in files_in(folder / "out"))
+    # Other input: what was kept does not count.
+    (folder / "text.jsonl").write_bytes(document)
+    assert run("prepare", "r.yaml").code == 0
+    assert files_in(folder / "out") == [
+        "tiny/data.bin",
+        "tiny/data.idx",
+        "tiny/data.manifest.json",
+    ]
 
 
 @pytest.mark.parametrize(
