@@ -45,6 +45,9 @@ def _dataset(path: Path, console: Console) -> None:
             f"plan: ctx_len {plan['ctx_len']}, magic_prime {plan['magic_prime']}, "
             f"my_exit_tokens {plan['my_exit_tokens']}"
         )
+    if facts["masked"]:
+        counted, share = facts["masked"]["counted"], facts["masked"]["share"]
+        console.result(f"mask: {counted:,} tokens ({share:.1%}) count in the loss")
     length = "  ".join(f"{name} {value:,.0f}" for name, value in facts["length"].items())
     console.result(f"document length in tokens: {length}")
     most = max((row["documents"] for row in facts["histogram"]), default=0)
@@ -54,6 +57,8 @@ def _dataset(path: Path, console: Console) -> None:
     for sample in facts["first"] + facts["last"]:
         console.result(f"document {sample['document']:,}, {sample['tokens']:,} tokens:")
         console.result(f"    {sample['text']!r}")
+        for part in sample.get("counted", []):
+            console.result(f"    in the loss: {part!r}")
     console.finish(facts)
 
 

@@ -10,6 +10,9 @@ Layout of the index, little endian::
     4 S      size of each document in tokens, int32
     8 S      byte offset of each document in .bin, int64
     8 E      0 .. S, int64
+
+Beside the pair may lie a loss mask, ``.mask``, of which other tools know nothing: one byte for each
+token in ``.bin``, 1 where the token counts in the loss when it is the one to be predicted, else 0.
 """
 
 import hashlib
@@ -46,6 +49,11 @@ def idx_path(prefix: str | os.PathLike[str]) -> Path:
     return _with_suffix(prefix, ".idx")
 
 
+def mask_path(prefix: str | os.PathLike[str]) -> Path:
+    """Return the mask file of a prefix, which may carry ``.bin`` or ``.idx`` already."""
+    return _with_suffix(prefix, ".mask")
+
+
 def _with_suffix(prefix: str | os.PathLike[str], suffix: str) -> Path:
     path = Path(prefix)
     name = path.name[:-4] if path.suffix in (".bin", ".idx") else path.name
@@ -53,27 +61,35 @@ def _with_suffix(prefix: str | os.PathLike[str], suffix: str) -> Path:
 
 
 class BinidxWriter:
-    """Write documents to a new pair; both files appear when the ``with`` block ends well.
+    """Write documents to a new pair; its files appear when the ``with`` block ends well.
 
-    If the block fails nothing is left, and an existing pair stays as it was. Memory use is 4 bytes
-    a document.
+    If the block fails nothing is left, and an existing pair stays as it was. The mask of a pair
+    that is replaced goes unless there is a new one. Memory use does not depend on the size.
 
     Attributes:
         n_tokens: tokens written so far.
         n_documents: documents written so far.
         bin_sha256: SHA-256 of the token file; set when the block has ended.
         idx_sha256: SHA-256 of the index file; set when the block has ended.
+        mask_sha256: SHA-256 of the mask file; set when the block has ended, if there is a mask.
 
     Args:
         prefix: where to write: ``prefix.bin`` and ``prefix.idx``.
         dtype: type of the stored tokens: uint16 for vocabularies up to 65,536, else int32.
+        masked: also write ``prefix.mask``; every document then comes with its mask.
 
     Raises:
         DataError: a dtype that the format has no code for, or tokens that do not fit it.
         OSError: the files cannot be written.
     """
 
-    def __init__(self, prefix: str | os.PathLike[str], dtype: DTypeLike = np.uint16) -> None:
+    def __init__(
+        self,
+        prefix: str | os.PathLike[str],
+        dtype: DTypeLike = np.uint16,
+        *,
+        masked: bool = False,
+    ) -> None:
         self.dtype = np.dtype(dtype).newbyteorder("<")
         if self.dtype not in _CODES:
             raise DataError(
@@ -82,20 +98,26 @@ class BinidxWriter:
                 hint="use uint16 or int32",
             )
         self._prefix = prefix
-        self._sizes: list[NDArray[np.int32]] = []
+        self._masked = masked
         self._digest = hashlib.sha256()
+        self._mask_digest = hashlib.sha256()
         self._stack = ExitStack()
         self.n_tokens = 0
         self.n_documents = 0
         self.bin_sha256 = ""
         self.idx_sha256 = ""
+        self.mask_sha256 = ""
 
     def __enter__(self) -> "BinidxWriter":
         with ExitStack() as stack:
             index = stack.enter_context(files.replacing(idx_path(self._prefix)))
             tokens = stack.enter_context(files.replacing(bin_path(self._prefix)))
-            self._index: BinaryIO = stack.enter_context(index.open("wb"))
+            self._index: BinaryIO = stack.enter_context(index.open("w+b"))
+            self._index.write(bytes(_HEADER.size))
             self._tokens: BinaryIO = stack.enter_context(tokens.open("wb"))
+            if self._masked:
+                mask = stack.enter_context(files.replacing(mask_path(self._prefix)))
+                self._mask: BinaryIO = stack.enter_context(mask.open("wb"))
             self._stack = stack.pop_all()
         return self
 
@@ -112,18 +134,27 @@ class BinidxWriter:
                 return
             self._write_index()
             self.bin_sha256 = self._digest.hexdigest()
+            if self._masked:
+                self.mask_sha256 = self._mask_digest.hexdigest()
+            else:
+                mask_path(self._prefix).unlink(missing_ok=True)
 
-    def add(self, tokens: ArrayLike) -> None:
-        """Append one document (an integer array or list, [tokens])."""
+    def add(self, tokens: ArrayLike, mask: ArrayLike | None = None) -> None:
+        """Append one document (an integer array or list, [tokens]); see ``add_many``."""
         array = np.asarray(tokens)
-        self.add_many(array, np.array([array.size]))
+        self.add_many(array, np.array([array.size]), mask)
 
-    def add_many(self, tokens: ArrayLike, sizes: ArrayLike) -> None:
+    def add_many(self, tokens: ArrayLike, sizes: ArrayLike, mask: ArrayLike | None = None) -> None:
         """Append documents that stand one after another.
 
         Args:
             tokens: the tokens of all of them, [total].
             sizes: tokens in each, [documents]; they sum up to ``total``.
+            mask: 0 or 1 for each token, [total]; only where the writer is ``masked``.
+
+        Raises:
+            DataError: a token does not fit the dtype, or a document is too long.
+            ValueError: sizes or mask do not suit the tokens.
         """
         stored = self._checked(np.asarray(tokens))
         counts = np.asarray(sizes, np.int64)
@@ -135,12 +166,25 @@ class BinidxWriter:
             )
         if counts.sum() != stored.size:
             raise ValueError(f"sizes sum up to {counts.sum()}, but there are {stored.size} tokens")
+        if (mask is not None) != self._masked:
+            raise ValueError("a masked writer needs a mask with every document, and only that one")
+        if mask is not None:
+            self._add_mask(np.asarray(mask), stored.size)
         data = stored.data.cast("B") if stored.size else b""
         self._tokens.write(data)
         self._digest.update(data)
-        self._sizes.append(counts.astype(np.int32))
+        self._index.write(counts.astype("<i4").tobytes())
         self.n_tokens += stored.size
         self.n_documents += counts.size
+
+    def _add_mask(self, mask: NDArray[Any], n_tokens: int) -> None:
+        if mask.shape != (n_tokens,):
+            raise ValueError(f"the mask has the shape {mask.shape}, not ({n_tokens},)")
+        stored = np.ascontiguousarray(mask, np.uint8)
+        if stored.size and (stored.max() > 1 or (stored != mask).any()):
+            raise ValueError("a mask holds 0 and 1 only")
+        self._mask.write(stored.data)
+        self._mask_digest.update(stored.data)
 
     def _checked(self, tokens: NDArray[Any]) -> NDArray[Any]:
         """Return the tokens in the stored type, refusing values that would change in it."""
@@ -159,21 +203,26 @@ class BinidxWriter:
         return stored
 
     def _write_index(self) -> None:
-        digest = hashlib.sha256()
+        """Put the header before the sizes, which are written already, and the rest after them."""
+        index, count, digest = self._index, self.n_documents, hashlib.sha256()
+        end = index.tell()
 
         def write(data: bytes) -> None:
-            self._index.write(data)
+            index.write(data)
             digest.update(data)
 
-        count = self.n_documents
+        index.seek(0)
         write(_HEADER.pack(_MAGIC, _VERSION, _CODES[self.dtype], count, count + 1))
-        for sizes in self._sizes:
-            write(sizes.astype("<i4").tobytes())
+        for _ in range(0, count, _BLOCK):
+            digest.update(index.read(min(4 * _BLOCK, end - index.tell())))
         start = 0
-        for sizes in self._sizes:
+        for first in range(0, count, _BLOCK):
+            index.seek(_HEADER.size + 4 * first)
+            sizes = np.frombuffer(index.read(min(4 * _BLOCK, end - index.tell())), "<i4")
             stops = start + np.cumsum(sizes, dtype=np.int64)
+            index.seek(end + 8 * first)
             write(((stops - sizes) * self.dtype.itemsize).astype("<i8").tobytes())
-            start = int(stops[-1]) if stops.size else start
+            start = int(stops[-1])
         for first in range(0, count + 1, _BLOCK):
             write(np.arange(first, min(first + _BLOCK, count + 1), dtype="<i8").tobytes())
         self.idx_sha256 = digest.hexdigest()
@@ -187,6 +236,7 @@ class Binidx:
         dtype: type of the stored tokens.
         sizes: tokens in each document, int32 [documents].
         n_tokens: tokens in all.
+        has_mask: whether a loss mask lies beside the pair.
     """
 
     def __init__(self, prefix: str | os.PathLike[str]) -> None:
@@ -218,6 +268,14 @@ class Binidx:
                 f"the index counts {indexed} tokens, the data holds {self.n_tokens}",
                 where=self.prefix,
                 hint="the two files do not belong together, or one was cut off: build them again",
+            )
+        self.has_mask = mask_path(prefix).exists()
+        self._mask = _mapped(mask_path(prefix)) if self.has_mask else np.empty(0, np.uint8)
+        if self.has_mask and len(self._mask) != self.n_tokens:
+            raise DataError(
+                f"the mask has {len(self._mask)} bytes for {self.n_tokens} tokens",
+                where=str(mask_path(prefix)),
+                hint="it belongs to other data, or was cut off: build them again",
             )
 
     def __len__(self) -> int:
@@ -255,12 +313,26 @@ class Binidx:
             raise IndexError(f"tokens {offset}..{offset + n} of {self.n_tokens}")
         return self._tokens[offset : offset + n]
 
+    def mask(self, offset: int, n: int) -> NDArray[np.uint8]:
+        """Return which of ``n`` tokens from ``offset`` count in the loss, uint8 [n] of 0 and 1.
+
+        An entry belongs to the token in the same place, as the one to be predicted: next to
+        ``tokens(offset, n + 1)``, whose targets are ``tokens[1:]``, stands ``mask(offset + 1, n)``.
+        Without a mask every token counts.
+
+        Raises:
+            IndexError: the range is not inside the data.
+        """
+        if offset < 0 or n < 0 or offset + n > self.n_tokens:
+            raise IndexError(f"tokens {offset}..{offset + n} of {self.n_tokens}")
+        return self._mask[offset : offset + n] if self.has_mask else np.ones(n, np.uint8)
+
     def verify(self) -> None:
         """Check the whole index against the data.
 
         Raises:
-            DataError: a negative size, offsets that are not the running sum of the sizes, or
-                document entries that are not 0, 1, 2 ...
+            DataError: a negative size, offsets that are not the running sum of the sizes,
+                document entries that are not 0, 1, 2 ..., or a mask that is not all 0 and 1.
         """
         start = 0
         for first in range(0, len(self), _BLOCK):
@@ -282,6 +354,14 @@ class Binidx:
             if not np.array_equal(entries, np.arange(first, first + len(entries))):
                 raise DataError(
                     "the document entries are not 0, 1, 2 ...", where=f"{self.prefix}.idx"
+                )
+        for first in range(0, len(self._mask), _BLOCK):
+            wrong = np.flatnonzero(self._mask[first : first + _BLOCK] > 1)
+            if wrong.size:
+                raise DataError(
+                    f"the mask at token {first + wrong[0]} is neither 0 nor 1",
+                    where=f"{self.prefix}.mask",
+                    hint="the mask is damaged: build it again",
                 )
 
 

@@ -19,6 +19,14 @@ def bucket_count(n_bytes: int, memory: int) -> int:
     return count
 
 
+def grouped(
+    numbers: NDArray[np.integer], order: NDArray[np.int64]
+) -> list[tuple[int, NDArray[np.int64]]]:
+    """Return each number that occurs with where it does, for an ``order`` that sorts numbers."""
+    found, firsts = np.unique(numbers[order], return_index=True)
+    return list(zip(found.tolist(), np.split(order, firsts)[1:], strict=True))
+
+
 class Buckets:
     """Records by the top bits of their field ``key``; in files, or in memory if it is one bucket.
 
@@ -53,8 +61,7 @@ class Buckets:
             return [(0, np.arange(len(records)))]
         numbers = (records[KEY] >> np.uint64(64 - self._bits)).astype(np.uint16)
         order = np.argsort(numbers, kind="stable")
-        found, firsts = np.unique(numbers[order], return_index=True)
-        each = list(zip(found.tolist(), np.split(order, firsts[1:]), strict=True))
+        each = grouped(numbers, order)
         for number, own in each:
             self.append(number, "records", records[own])
         return each

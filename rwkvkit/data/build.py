@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import rwkvkit
 from rwkvkit import files
 from rwkvkit.data import manifest as manifests
-from rwkvkit.data.binidx import bin_path
+from rwkvkit.data.binidx import BinidxWriter, bin_path
 from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.chunks import CHUNK_BYTES, changed, hash_file
 from rwkvkit.data.corpus import Corpus
@@ -35,7 +35,7 @@ from rwkvkit.data.stages import (
 )
 from rwkvkit.data.tasks import Task, make_tasks
 from rwkvkit.data.workspace import publish, workspace
-from rwkvkit.data.writing import MASK_SUFFIX, CorpusWriter, MaskedWriter, Order, count_output
+from rwkvkit.data.writing import CorpusWriter, Order, count_output
 from rwkvkit.errors import DataError
 
 MEMORY = 2 << 30
@@ -43,7 +43,7 @@ MEMORY = 2 << 30
 
 REJECTS = ".rejects.jsonl"
 VALIDATION = "-val"
-_PAIR = (".bin", ".idx", MASK_SUFFIX)
+_PAIR = (".bin", ".idx", ".mask")
 _SUFFIXES = (*_PAIR, *(VALIDATION + suffix for suffix in _PAIR), REJECTS, manifests.SUFFIX)
 _SMALL = 64 << 20  # input bytes that this process encodes before workers would have started
 _EXPANSION = 4  # how much compressed text counts for more than its size
@@ -258,14 +258,11 @@ class Build:
             corpus, selection, folder, memory=memory, threads=threads, report=report
         )
         written = writer.write(folder / name, order)
-        outputs = [self._record(folder, suffix, sha) for suffix, sha in written.sha256.items()]
-        validation: MaskedWriter | None = None
+        outputs = self._records_of(folder, "", written)
+        validation: BinidxWriter | None = None
         if self._rules.validation:
             validation = writer.write_validation(folder / (name + VALIDATION))
-            outputs += [
-                self._record(folder, VALIDATION + suffix, sha)
-                for suffix, sha in validation.sha256.items()
-            ]
+            outputs += self._records_of(folder, VALIDATION, validation)
         if rejected:
             outputs.append(self._write_rejects(folder, inputs, tasks, parts))
         hashes = {int(i): sha for part in parts for i, sha in part.record.inputs.items()}
@@ -326,6 +323,14 @@ class Build:
                 }
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
         return self._record(folder, REJECTS, files.sha256(path))
+
+    def _records_of(self, folder: Path, name: str, written: BinidxWriter) -> list[FileRecord]:
+        hashes = (written.bin_sha256, written.idx_sha256, written.mask_sha256)
+        return [
+            self._record(folder, name + suffix, sha256)
+            for suffix, sha256 in zip(_PAIR, hashes, strict=True)
+            if sha256
+        ]
 
     def _record(self, folder: Path, suffix: str, sha256: str) -> FileRecord:
         path = folder / (self.prefix.name + suffix)

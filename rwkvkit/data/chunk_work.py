@@ -8,11 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvkit.data.chunks import Chunk
-from rwkvkit.data.documents import Reject, read_chunk
+from rwkvkit.data.documents import Documents, Reject, read_chunk
+from rwkvkit.data.filters import Filter
+from rwkvkit.data.forms import SEAM
 from rwkvkit.data.stages import Encode, Read, Stage
+from rwkvkit.data.text_stages import TextStage, run_stage
 from rwkvkit.errors import DataError
+from rwkvkit.tokenizer.world import WorldTokenizer
 
-_END = b"\xff"  # becomes token 0
 _MAX_TOKENS = 2**31 - 1  # in a document: the index of a binidx holds int32
 
 
@@ -24,12 +27,13 @@ class EncodedChunk:
         files: index of the document's file in the list of inputs, uint32 [documents].
         offsets: byte offset of the document's line in its file, int64 [documents].
         sizes: tokens, the ending 0 included, int32 [documents].
-        tokens: of all documents, one after another, [tokens].
+        tokens: of all documents, one after another, uint16 or int32 [tokens].
         rejects: lines that gave no document; at most one unless bad lines are skipped.
         n_lines: lines in the chunk, 0 for text files.
-        mask: 1 where a token counts in the loss, uint8 [tokens]; None if all do.
+        mask: uint8 [tokens], 1 where the token counts in the loss; None unless the corpus is
+            masked.
         hashes: of each document's content, uint64 [documents, 2], or None.
-        filtered: documents that filters dropped.
+        filtered: documents that stages left out.
     """
 
     files: NDArray[np.uint32]
@@ -48,12 +52,20 @@ class ChunkWork:
 
     Attributes:
         skip_bad: whether bad lines are left out instead of ending the build.
+        masked: whether the encoded chunks have a mask.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         [read] = [stage for stage in stages if isinstance(stage, Read)]
         [self._encode] = [stage for stage in stages if isinstance(stage, Encode)]
+        self._text_stages = [stage for stage in stages if isinstance(stage, TextStage)]
         self.skip_bad = read.on_error == "skip"
+        self.masked = read.masked
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the tokens in the encoded chunks."""
+        return np.dtype(np.uint16)
 
     def load(self) -> None:
         """Load what the work needs, so that what is wrong with it is said before any work.
@@ -70,21 +82,77 @@ class ChunkWork:
             DataError: a file cannot be read, or a document is too long for the index.
         """
         documents = read_chunk(chunk, skip_bad=self.skip_bad)
-        tokens = self._encode.load().encode_joined(_END.join([*documents.texts, b""]))
-        ends = np.flatnonzero(tokens == 0)
-        assert len(ends) == len(documents.texts)
-        sizes = np.diff(ends, prepend=-1)
+        n_filtered = 0
+        for stage in self._text_stages:
+            documents, dropped = run_stage(stage, documents, chunk.files[0].name)
+            n_filtered += dropped
+        tokens, sizes = _encoded(self._encode.load(), documents.texts)
+        if documents.marks is None:
+            mask = np.repeat(_plain_marks(documents, chunk), sizes)
+        else:
+            tokens, sizes, mask = _without_seams(tokens, sizes, documents.marks)
         if sizes.size and sizes.max() > _MAX_TOKENS:
             raise DataError(
                 f"a document has {sizes.max()} tokens; a binidx holds up to {_MAX_TOKENS}",
                 where=chunk.files[0].name,
                 hint="split it",
             )
+        kept = self._kept(sizes)
+        in_kept = np.repeat(kept, sizes) if not kept.all() else slice(None)
         return EncodedChunk(
-            files=np.asarray(documents.files, np.uint32),
-            offsets=np.asarray(documents.offsets, np.int64),
-            sizes=sizes.astype(np.int32),
-            tokens=tokens,
+            files=np.asarray(documents.files, np.uint32)[kept],
+            offsets=np.asarray(documents.offsets, np.int64)[kept],
+            sizes=sizes[kept].astype(np.int32),
+            tokens=tokens[in_kept],
             rejects=documents.rejects,
             n_lines=documents.n_lines,
+            mask=mask[in_kept] if self.masked else None,
+            filtered=n_filtered + int((~kept).sum()),
         )
+
+    def _kept(self, sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which documents no filter leaves out for their size in tokens."""
+        kept = np.ones(len(sizes), bool)
+        for stage in self._text_stages:
+            if isinstance(stage, Filter):
+                kept &= stage.keeps_size(sizes)
+        return kept
+
+
+def _encoded(
+    tokenizer: WorldTokenizer, texts: list[bytes]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the tokens of every segment of every text, a 0 after each, and their sizes."""
+    tokens = tokenizer.encode_joined(SEAM.join([*texts, b""]))
+    return tokens, np.diff(np.flatnonzero(tokens == 0), prepend=-1)
+
+
+def _plain_marks(documents: Documents, chunk: Chunk) -> NDArray[np.uint8]:
+    """Return for each document whether its source counts in the loss."""
+    counted = np.array([file.loss != "none" for file in chunk.files], np.uint8)
+    return counted[np.asarray(documents.files, np.int64) - chunk.first_file]
+
+
+def _without_seams(
+    tokens: NDArray[Any], sizes: NDArray[np.int64], marks: list[bytes]
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.uint8]]:
+    """Join segments to documents.
+
+    Args:
+        tokens: of the segments, each with a 0 at its end; only the last 0 of a document stays.
+        sizes: tokens in each segment, that 0 included.
+        marks: for each document a byte a segment, 1 where it counts in the loss.
+
+    Returns:
+        The tokens and sizes of the documents, and the mask: for each token the mark of its
+        segment, the 0 at the end belonging to the last one.
+    """
+    counts = np.array([len(mark) for mark in marks], np.int64)
+    assert counts.sum() == len(sizes)
+    stops = np.cumsum(counts)
+    inner = np.ones(len(sizes), bool)
+    inner[stops - 1] = False
+    tokens = np.delete(tokens, np.cumsum(sizes)[inner] - 1)
+    sizes = sizes - inner
+    mask = np.repeat(np.frombuffer(b"".join(marks), np.uint8), sizes)
+    return tokens, np.add.reduceat(sizes, stops - counts) if len(counts) else sizes, mask

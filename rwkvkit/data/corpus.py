@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvkit.data.buckets import grouped
 from rwkvkit.data.parts import MASK, TOKENS, Part
 from rwkvkit.data.sources import InputFile
 from rwkvkit.data.tasks import Task
@@ -112,9 +113,7 @@ class Reader:
         out = np.empty(int(sizes.sum(dtype=np.int64)), self._dtype)
         kind = np.uint16 if len(self._maps) <= 1 << 16 else np.int64  # the first sorts faster
         parts = (np.searchsorted(self._bases, places, side="right") - 1).astype(kind)
-        by_part = np.argsort(parts, kind="stable")
-        numbers, firsts = np.unique(parts[by_part], return_index=True)
-        for number, own in zip(numbers, np.split(by_part, firsts[1:]), strict=True):
+        for number, own in grouped(parts, np.argsort(parts, kind="stable")):
             mapped = self._maps[number]
             starts = places[own] - self._bases[number]
             if mapped is None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rwkvkit import files
-from rwkvkit.data.binidx import Binidx, bin_path, idx_path, open_binidx
+from rwkvkit.data.binidx import Binidx, bin_path, idx_path, mask_path, open_binidx
 from rwkvkit.data.manifest import manifest_path, read_manifest
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.world import WorldTokenizer
@@ -30,8 +30,10 @@ def describe_binidx(prefix: str | Path) -> dict[str, Any]:
         ``length``: ``min``, ``median``, ``mean``, ``p90``, ``max`` in tokens, the ending 0
         included; ``histogram``: a list of ``from``, ``to`` (exclusive, powers of two) and
         ``documents``; ``first`` and ``last``: sample documents, each ``document``, ``tokens`` and
-        the beginning of its ``text``; ``verified``: what was checked, in words; ``manifest``: its
-        ``prepare``, ``plan``, ``inputs`` (their number) and ``rejected``, or None.
+        the beginning of its ``text``, with a mask also ``counted``, what of it counts in the loss;
+        ``masked``: ``counted``, how many tokens count in the loss, and their ``share``, or None;
+        ``verified``: what was checked, in words; ``manifest``: its ``prepare``, ``plan``,
+        ``inputs`` (their number) and ``rejected``, or None.
 
     Raises:
         DataError: anything of it is wrong.
@@ -54,6 +56,7 @@ def describe_binidx(prefix: str | Path) -> dict[str, Any]:
         "histogram": _histogram(data),
         "first": [_sample(data, i, tokenizer) for i in range(min(_SAMPLES, len(data)))],
         "last": [_sample(data, i, tokenizer) for i in tail],
+        "masked": _masked(data),
         "verified": verified,
         "manifest": manifest,
     }
@@ -77,6 +80,8 @@ def _checked_manifest(prefix: Path) -> dict[str, Any] | None:
         return None
     paths = [bin_path(prefix), idx_path(prefix)]
     known = {output.path: output.sha256 for output in manifest.outputs}
+    if mask_path(prefix).exists() or mask_path(prefix).name in known:
+        paths.append(mask_path(prefix))
     for path in paths:
         if known.get(path.name) != files.sha256(path):
             raise DataError(
@@ -119,9 +124,24 @@ def _histogram(data: Binidx) -> list[dict[str, int]]:
     ]
 
 
+def _masked(data: Binidx) -> dict[str, float] | None:
+    if not data.has_mask:
+        return None
+    starts = range(0, data.n_tokens, _BLOCK)
+    blocks = (data.mask(start, min(_BLOCK, data.n_tokens - start)) for start in starts)
+    counted = sum(int(np.count_nonzero(block)) for block in blocks)
+    return {"counted": counted, "share": counted / max(data.n_tokens, 1)}
+
+
 def _sample(data: Binidx, i: int, tokenizer: WorldTokenizer) -> dict[str, Any]:
     tokens = data[i]
     text = tokenizer.decode(tokens[:_SAMPLE_TOKENS])
     if len(tokens) > _SAMPLE_TOKENS:
         text = text.rstrip("\ufffd") + " …"
-    return {"document": i, "tokens": len(tokens), "text": text}
+    sample = {"document": i, "tokens": len(tokens), "text": text}
+    if data.has_mask:
+        start = int(data.sizes[:i].sum(dtype=np.int64))
+        mask = data.mask(start, min(len(tokens), _SAMPLE_TOKENS))
+        borders = np.flatnonzero(np.diff(mask, prepend=0, append=0)).reshape(-1, 2)
+        sample["counted"] = [tokenizer.decode(tokens[a:b]) for a, b in borders]
+    return sample

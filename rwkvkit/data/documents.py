@@ -4,12 +4,15 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from rwkvkit.data.chat import ChatForm
 from rwkvkit.data.chunks import Chunk, decompressed, opened
+from rwkvkit.data.forms import BadLine, Field, Form, Text, json_type
 
 _NEWLINE = re.compile(rb"\r\n?|\n")
 _BYTE_ORDER_MARK = "\ufeff"
@@ -39,7 +42,9 @@ class Documents:
     """What a chunk holds; nothing but the bad line where reading stopped at one.
 
     Attributes:
-        texts: the documents, UTF-8.
+        texts: the documents, UTF-8; segments joined by ``rwkvkit.data.forms.SEAM``.
+        marks: for each document a byte a segment, 1 where it counts in the loss; None where every
+            document is one segment, of which its file's ``loss`` says whether it counts.
         files: index of each document's file in the list of inputs.
         offsets: byte offset in the file of the line each document stands on, 0 for text files.
         rejects: the bad lines; at most one unless they are to be skipped.
@@ -51,15 +56,14 @@ class Documents:
     offsets: list[int] | NDArray[np.int64] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     n_lines: int = 0
+    marks: list[bytes] | None = None
 
-
-class BadLine(Exception):
-    """A line that cannot become a document."""
-
-    def __init__(self, reason: str, hint: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.hint = hint
+    def add(self, text: Text) -> None:
+        """Append a document."""
+        self.texts.append(text.content)
+        if self.marks is not None:
+            assert text.marks is not None
+            self.marks.append(text.marks)
 
 
 def read_chunk(chunk: Chunk, *, skip_bad: bool) -> Documents:
@@ -78,8 +82,8 @@ def read_chunk(chunk: Chunk, *, skip_bad: bool) -> Documents:
     return _read_lines(chunk.data, chunk, skip_bad)
 
 
-def strict_document(line: bytes, field: str) -> str | None:
-    """Return the text of one jsonl line, or None for a blank one; Python's json decides.
+def strict_document(line: bytes, form: Form) -> Text | None:
+    """Return the document of one jsonl line, or None for a blank one; Python's json decides.
 
     Raises:
         BadLine: the line holds no document.
@@ -96,38 +100,28 @@ def strict_document(line: bytes, field: str) -> str | None:
     except (ValueError, RecursionError) as error:
         raise BadLine(f"broken JSON: {error}") from error
     if not isinstance(record, dict):
-        raise BadLine(f"the line is {_json_type(record)}, not an object")
-    if field not in record:
-        names = ", ".join(map(repr, list(record)[:8])) or "no fields"
-        raise BadLine(f"no field {field!r}", f"the line has {names}: set 'field' of the source")
-    if not isinstance(record[field], str):
-        raise BadLine(f"field {field!r} is {_json_type(record[field])}, not a string")
-    value: str = record[field]
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        surrogate = ord(value[error.start])
-        raise BadLine(
-            f"field {field!r} holds a lone surrogate (\\u{surrogate:04x} at character "
-            f"{error.start}), which is half of a character"
-        ) from error
-    return value
+        raise BadLine(f"the line is {json_type(record)}, not an object")
+    return form.render(record)
 
 
 def _read_lines(data: bytes, chunk: Chunk, skip_bad: bool) -> Documents:
     lines, starts = _split(data)
-    found = Documents(n_lines=len(lines))
-    field = chunk.files[0].field
+    form = chunk.files[0].form
+    field = form.name if isinstance(form, Field) else None
+    found = Documents(n_lines=len(lines), marks=[] if isinstance(form, ChatForm) else None)
     texts = found.texts
-    loads: Callable[[bytes], dict[str, str]] = orjson.loads
+    loads: Callable[[bytes], dict[str, Any]] = orjson.loads
     skipped: list[int] = []
     for number, line in enumerate(lines):
         try:
-            texts.append(loads(line)[field].encode())
-        except (ValueError, KeyError, TypeError, AttributeError):
+            if field is not None:
+                texts.append(loads(line)[field].encode())
+                continue
+            text: Text | None = form.render(loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError, BadLine):
             # orjson refuses, or there is no such string: the strict reader has the last word.
             try:
-                text = strict_document(line, field)
+                text = strict_document(line, form)
             except BadLine as bad:
                 raw = line.decode("utf-8", errors="replace")
                 reject = Reject(chunk.first_file, number + 1, bad.reason, bad.hint, raw)
@@ -135,10 +129,10 @@ def _read_lines(data: bytes, chunk: Chunk, skip_bad: bool) -> Documents:
                 if not skip_bad:
                     return Documents(rejects=found.rejects)
                 text = None
-            if text is None:
-                skipped.append(number)
-            else:
-                texts.append(text.encode())
+        if text is None:
+            skipped.append(number)
+        else:
+            found.add(text)
     found.offsets = chunk.start + np.delete(starts, skipped)
     found.files = np.full(len(texts), chunk.first_file)
     return found
@@ -211,8 +205,3 @@ def _decode(data: bytes) -> str:
 
 def _byte_order_mark() -> BadLine:
     return BadLine("the file starts with a byte order mark", "save it as UTF-8 without one")
-
-
-def _json_type(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return "null" if value is None else names.get(type(value), "a number")

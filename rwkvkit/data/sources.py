@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rwkvkit.config import Config
+from rwkvkit.data.chat import Chat, ChatForm, Loss
+from rwkvkit.data.forms import Field as OneField
+from rwkvkit.data.forms import Form, Template
 from rwkvkit.errors import DataError, RecipeError
 
 Compression = Literal["gzip", "zstd"]
@@ -38,6 +41,16 @@ class Source(Config):
     field: str = "text"
     """The field of a jsonl line that holds the text."""
 
+    template: str | None = None
+    """Instead of a field: text with fields in braces, ``"Q: {q} A: {a}"``; ``{{`` is a brace."""
+
+    chat: Chat | None = None
+    """Instead of a field: the line is a conversation; a bare name is that of its messages."""
+
+    loss: Literal["all", "assistant", "none"] | None = None
+    """Which tokens count in the loss: ``assistant`` for a chat, else ``all``, unless given. If any
+    source has another value than ``all``, the dataset has a mask."""
+
     format: Literal["jsonl", "text"] | None = None
     """``jsonl``: a JSON object a line; ``text``: a document a file. Default: by the suffix."""
 
@@ -49,9 +62,37 @@ class Source(Config):
             raise ValueError("a builtin source has the format 'text'")
         return self
 
+    @model_validator(mode="after")
+    def _one_form(self) -> "Source":
+        given = {"field", "template", "chat"} & {
+            key for key in self.model_fields_set if getattr(self, key) is not None
+        }
+        if len(given) > 1:
+            raise ValueError(f"a source has only one of {' and '.join(sorted(given))}")
+        if self.loss == "assistant" and self.chat is None:
+            raise ValueError("loss: assistant needs a chat")
+        if self.format == "text" and given:
+            raise ValueError(f"format: text has no fields, so no {given.pop()}")
+        _ = self.form
+        return self
+
+    @property
+    def form(self) -> Form:
+        """What it makes of a line."""
+        if self.chat is not None:
+            return ChatForm(self.chat, self.loss or "assistant")
+        return OneField(self.field) if self.template is None else Template(self.template)
+
+    @property
+    def counted(self) -> Loss:
+        """Which of its tokens count in the loss."""
+        return self.loss or ("assistant" if self.chat else "all")
+
     @classmethod
     def expand(cls, value: Any) -> Any:
         """Turn the shorthand, a bare path, into fields."""
+        if isinstance(value, dict) and "chat" in value:
+            return {**value, "chat": Chat.expand(value["chat"])}
         return {"path": value} if isinstance(value, str) else value
 
 
@@ -68,7 +109,8 @@ class InputFile:
         size: bytes on disk.
         format: ``jsonl`` or ``text``.
         compression: ``gzip``, ``zstd`` or None.
-        field: the field that holds the text, for ``jsonl``.
+        form: what its lines make, for ``jsonl``.
+        loss: which of its tokens count in the loss.
     """
 
     path: str
@@ -78,7 +120,8 @@ class InputFile:
     size: int
     format: Literal["jsonl", "text"]
     compression: Compression | None
-    field: str
+    form: Form
+    loss: Loss
 
 
 def find_files(
@@ -127,7 +170,8 @@ def _find(source: Source, number: int, exclude: Collection[str]) -> list[InputFi
             size=_size(path),
             format="text" if source.builtin else _format(path, source),
             compression=_COMPRESSIONS.get(Path(path).suffix),
-            field=source.field,
+            form=source.form,
+            loss=source.counted,
         )
         for i, (path, name) in enumerate(found)
     ]

@@ -12,52 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from rwkvkit.config import Config
+from rwkvkit.data.filters import Filter
 from rwkvkit.data.prime import coverage_warning, magic_prime
 from rwkvkit.data.sources import InputFile, Source, find_files
+from rwkvkit.data.stage import Stage
 from rwkvkit.errors import RecipeError
 
 if TYPE_CHECKING:
     from rwkvkit.tokenizer.world import WorldTokenizer
-
-
-class Stage(Config):
-    """A step of ``prepare``."""
-
-    key: ClassVar[str]
-    """Its name in a recipe."""
-
-    version: ClassVar[int] = 1
-    """Raised when the same settings give other bytes."""
-
-    takes: ClassVar[str | None] = None
-    """What must stand before it: ``text``, ``tokens``, ``binidx`` or nothing."""
-
-    gives: ClassVar[str]
-    """What stands after it."""
-
-    shorthand: ClassVar[str | None] = None
-    """The field that a bare value in the recipe sets (``encode: world``)."""
-
-    @classmethod
-    def expand(cls, value: Any) -> Any:
-        """Turn what the recipe has under the key into a mapping of fields.
-
-        A stage without a value (``- plan``) has none; a bare value goes to ``shorthand``. Whether
-        the fields are right is for validation to say.
-        """
-        if value is None:
-            return {}
-        if isinstance(value, dict) or cls.shorthand is None:
-            return value
-        return {cls.shorthand: value}
-
-    def settings(self) -> dict[str, Any]:
-        """Return what the bytes of the output depend on, for the manifest."""
-        return self.model_dump(mode="json")
-
-    def summary(self) -> str:
-        """Say in a few words what the stage will do."""
-        return " ".join(f"{name}={value}" for name, value in self.settings().items())
 
 
 class Read(Stage):
@@ -81,6 +43,11 @@ class Read(Stage):
         if not isinstance(sources, list | tuple):
             sources = [sources]
         return {**value, "sources": [Source.expand(source) for source in sources]}
+
+    @property
+    def masked(self) -> bool:
+        """Whether some tokens do not count in the loss, so that the output has a mask."""
+        return any(source.counted != "all" for source in self.sources)
 
     def files(self, exclude: Collection[str] = frozenset()) -> list[InputFile]:
         """Return the files to read, in order, except those in ``exclude`` (real paths).
@@ -263,6 +230,7 @@ class Plan(Stage):
 
 STAGES: tuple[type[Stage], ...] = (
     Read,
+    Filter,
     Dedup,
     Encode,
     Split,
@@ -281,12 +249,16 @@ def check_chain(stages: Sequence[Stage]) -> None:
     standing: str | None = None
     for i, stage in enumerate(stages):
         where = f"prepare[{i}].{stage.key}"
-        if any(type(other) is type(stage) for other in stages[:i]):
+        if not stage.repeatable and any(type(other) is type(stage) for other in stages[:i]):
             raise RecipeError(f"a second {stage.key}", where=where, hint="a chain has one of each")
         if stage.takes != standing:
             if stage.takes is None:
                 raise RecipeError(f"{stage.key} must come first", where=where)
-            makers = [other.key for other in STAGES if other.gives == stage.takes != other.takes]
+            makers = [
+                other.key
+                for other in STAGES
+                if other.gives == stage.takes and other.takes != other.gives
+            ]
             raise RecipeError(
                 f"{stage.key} needs {stage.takes} before it, and finds {standing or 'nothing'}",
                 where=where,

@@ -6,23 +6,19 @@ their tokens do not fit, the tokens go through the buckets too, since reading th
 where they lie would be slow.
 """
 
-import hashlib
 import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvkit import files
 from rwkvkit.data.binidx import BinidxWriter
 from rwkvkit.data.buckets import KEY, Buckets, bucket_count
 from rwkvkit.data.corpus import TRAIN, VALIDATION, Corpus, Documents, Reader, copy_documents
@@ -31,7 +27,6 @@ from rwkvkit.data.parts import MASK, TOKENS
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.selection import Selection
 
-MASK_SUFFIX = ".mask"
 _ENTRY = np.dtype([(KEY, "<u8"), ("place", "<i8"), ("size", "<i4")])
 _ENTRY_BYTES = 3 * _ENTRY.itemsize  # of memory for an entry while its bucket is sorted
 _BLOCK_TOKENS = 2 << 20
@@ -106,12 +101,12 @@ class CorpusWriter:
         self._suffixes = [TOKENS, MASK] if corpus.masked else [TOKENS]
         self._readers = {suffix: Reader(corpus, suffix, resident) for suffix in self._suffixes}
 
-    def write(self, prefix: Path, order: Order) -> "MaskedWriter":
+    def write(self, prefix: Path, order: Order) -> BinidxWriter:
         """Write the training set in its order; return the closed writer."""
         total = count_output(self._selection, order)
         return self._write(prefix, self._passes(order, total[0] // order.epochs), total[1])
 
-    def write_validation(self, prefix: Path) -> "MaskedWriter":
+    def write_validation(self, prefix: Path) -> BinidxWriter:
         """Write the validation set, each document once in natural order; return the writer."""
         some = list(self._selection.documents(VALIDATION))
         total = sum(int(documents.sizes.sum(dtype=np.int64)) for documents in some)
@@ -200,12 +195,12 @@ class CorpusWriter:
 
     def _write(
         self, prefix: Path, pieces: Iterator[tuple[Read, Piece]], n_tokens: int
-    ) -> "MaskedWriter":
+    ) -> BinidxWriter:
         """Gather blocks in threads, ahead of another thread that writes and hashes."""
         width = self._corpus.dtype.itemsize
         waiting: deque[Future[tuple[list[NDArray[Any]], NDArray[np.int32]]]] = deque()
         with (
-            MaskedWriter(prefix, self._corpus.dtype, masked=self._corpus.masked) as writer,
+            BinidxWriter(prefix, self._corpus.dtype, masked=self._corpus.masked) as writer,
             ThreadPoolExecutor(self._threads) as gatherers,
             ThreadPoolExecutor(1) as thread,
         ):
@@ -220,7 +215,7 @@ class CorpusWriter:
                     self._report(
                         Progress("write", width * done, width * n_tokens, documents, done, 0)
                     )
-                written = thread.submit(writer.add, tokens, mask[0] if mask else None, sizes)
+                written = thread.submit(writer.add_many, tokens, sizes, mask[0] if mask else None)
 
             for read, piece in pieces:
                 for block in _blocks(piece):
@@ -240,64 +235,6 @@ class CorpusWriter:
     def _gather(self, read: Read, block: Piece) -> tuple[list[NDArray[Any]], NDArray[np.int32]]:
         places, sizes = block
         return [read(suffix, places, sizes) for suffix in self._suffixes], sizes
-
-
-class MaskedWriter:
-    """Writes a binidx and, for a corpus that has one, the mask of its tokens beside it.
-
-    Attributes:
-        sha256: SHA-256 of each file by its suffix; set when the ``with`` block has ended.
-    """
-
-    def __init__(self, prefix: Path, dtype: np.dtype[Any], *, masked: bool) -> None:
-        self._writer = BinidxWriter(prefix, dtype)
-        self._mask_path = prefix.with_name(prefix.name + MASK_SUFFIX) if masked else None
-        self._mask: BinaryIO | None = None
-        self._digest = hashlib.sha256()
-        self._stack = ExitStack()
-        self.sha256: dict[str, str] = {}
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens written so far."""
-        return self._writer.n_tokens
-
-    @property
-    def n_documents(self) -> int:
-        """Documents written so far."""
-        return self._writer.n_documents
-
-    def __enter__(self) -> "MaskedWriter":
-        with ExitStack() as stack:
-            stack.enter_context(self._writer)
-            if self._mask_path:
-                mask = stack.enter_context(files.replacing(self._mask_path))
-                self._mask = stack.enter_context(mask.open("wb"))
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-        if error is None:
-            self.sha256 = {".bin": self._writer.bin_sha256, ".idx": self._writer.idx_sha256}
-            if self._mask:
-                self.sha256[MASK_SUFFIX] = self._digest.hexdigest()
-
-    def add(
-        self, tokens: NDArray[Any], mask: NDArray[np.uint8] | None, sizes: NDArray[np.int32]
-    ) -> None:
-        """Append documents that stand one after another."""
-        self._writer.add_many(tokens, sizes)
-        if self._mask:
-            assert mask is not None
-            data = mask.data.cast("B") if len(mask) else b""
-            self._mask.write(data)
-            self._digest.update(data)
 
 
 def _blocks(piece: Piece) -> Iterator[Piece]:

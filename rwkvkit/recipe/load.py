@@ -1,6 +1,8 @@
 """Find a recipe, check it against the schema, and point at every mistake."""
 
 import difflib
+import importlib
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -10,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from rwkvkit.config import Config
 from rwkvkit.data.stages import STAGES, Stage
+from rwkvkit.data.text_stages import TextStage
 from rwkvkit.errors import RecipeError
 from rwkvkit.recipe.schema import Recipe
 from rwkvkit.recipe.source import Source, parse
@@ -87,26 +90,51 @@ def _stages(source: Source, mistakes: list[str]) -> list[Stage] | None:
     stages = []
     for index, item in enumerate(items):
         path: tuple[str | int, ...] = ("prepare", index)
-        if not isinstance(item, dict) or len(item) != 1:
+        if not isinstance(item, dict) or len(item) != 1 or not isinstance(next(iter(item)), str):
             mistakes.append(
                 f"{source.where(path)}  {_dotted(path)}: should be one stage, `name: settings`"
             )
             continue
         [(name, value)] = item.items()
         path = (*path, name)
-        if name not in known:
-            mistakes.append(
-                f"{source.where(path, key=True)}  {_dotted(path)}: unknown stage"
-                f"{_suggestion(name, known)}; stages are {', '.join(known)}"
-            )
+        try:
+            stage = known[name] if name in known else _own_stage(name, known)
+        except RecipeError as error:
+            mistakes.append(f"{source.where(path, key=True)}  {_dotted(path)}: {error.what}")
             continue
         try:
-            stages.append(known[name].model_validate(known[name].expand(value)))
+            stages.append(stage.model_validate(stage.expand(value)))
         except ValidationError as error:
-            mistakes += _explain(error, known[name], source, path, value)
+            mistakes += _explain(error, stage, source, path, value)
         except RecipeError as error:
             mistakes.append(f"{source.where(path)}  {_dotted(path)}: {error.what}")
     return stages or None
+
+
+def _own_stage(name: str, known: Iterable[str]) -> type[Stage]:
+    """Import the class that ``package.module:Class`` names; modules may lie in the working folder.
+
+    Raises:
+        RecipeError: there is none, or it is no text stage.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise RecipeError(
+            f"unknown stage{_suggestion(name, known)}; stages are {', '.join(known)}, "
+            "and your own as package.module:Class"
+        )
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # worker processes get it too
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise RecipeError(f"cannot be imported: {type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, TextStage)):
+        raise RecipeError("is no stage: it should derive from rwkvkit.data.text_stages.TextStage")
+    if found.run is TextStage.run:
+        raise RecipeError("does not define run(documents)")
+    return found
 
 
 def _explain(

@@ -18,15 +18,21 @@ def reference() -> str:
     parts = [_section("The recipe", Recipe)]
     for stage in STAGES:
         parts.append(_section(f"prepare: {stage.key}", stage))
-        for field in stage.model_fields.values():
-            parts += [
-                _section(f"prepare: {stage.key}: a source", inner)
-                for inner in settings_classes(field.annotation)
-            ]
+        parts += _inner_sections(f"prepare: {stage.key}", stage)
     parts.append(_section("model", ModelSpec))
     parts.append(_section("train", TrainConfig))
     parts.append(_section("sample", SampleSpec))
     return "\n".join(parts)
+
+
+def _inner_sections(title: str, schema: type[Config]) -> list[str]:
+    """Return a section for each class of settings within a schema, and for those within them."""
+    parts = []
+    for name, field in schema.model_fields.items():
+        for inner in settings_classes(field.annotation):
+            own = f"{title}: {'a source' if name == 'sources' else name}"
+            parts += [_section(own, inner), *_inner_sections(own, inner)]
+    return parts
 
 
 def _section(title: str, schema: type[Config]) -> str:

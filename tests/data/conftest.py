@@ -50,6 +50,16 @@ def build(tmp_path: Path) -> Callable[..., Build]:
     return make
 
 
+@pytest.fixture(scope="session")
+def build_at() -> Callable[..., Build]:
+    """Return a function that makes a Build with its output at ``folder/data``."""
+
+    def make(folder: Path, read: Any, **chain: Any) -> Build:
+        return Build(make_chain(read, folder / "data", **chain), seed=42, ctx_len=16)
+
+    return make
+
+
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Callable[..., str]:
     """Return a function that writes documents to a jsonl file and returns its path."""

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from chunk_cases import chunks
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rwkvkit.data.chunks import Chunk, hash_file, task_chunks
+from rwkvkit.data.chunks import hash_file, task_chunks
 from rwkvkit.data.documents import read_chunk
-from rwkvkit.data.sources import InputFile, Source, find_files
+from rwkvkit.data.sources import Source, find_files
 from rwkvkit.data.tasks import make_tasks
 from rwkvkit.errors import DataError
 
@@ -89,11 +90,6 @@ def strict(content: bytes) -> tuple[list[str], list[int]]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             bad.append(number)
     return texts, bad
-
-
-def chunks(inputs: list[InputFile], chunk_bytes: int, task_bytes: int | None = None) -> list[Chunk]:
-    return [c for task in make_tasks(inputs, task_bytes) if not task.hashes_only
-            for c in task_chunks(task, chunk_bytes)]  # fmt: skip
 
 
 def read(path: Path, chunk_bytes: int, task_bytes: int | None = None, *, skip_bad: bool = True):

@@ -101,7 +101,7 @@ def test_files_know_their_source_and_number():
     assert [(f.name, f.source, f.number) for f in found] == [
         ("b.jsonl", 0, 0), ("c.jsonl", 0, 1), ("a.jsonl", 1, 0),
     ]  # fmt: skip
-    assert [f.field for f in found] == ["text", "text", "body"]
+    assert [f.form.columns for f in found] == [("text",), ("text",), ("body",)]
 
 
 def test_the_standard_library_is_a_source():

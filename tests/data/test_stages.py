@@ -4,6 +4,7 @@ from pydantic import ValidationError
 from rwkvkit.data.stages import (
     STAGES,
     Encode,
+    Filter,
     Plan,
     Read,
     RepeatShuffle,
@@ -13,6 +14,7 @@ from rwkvkit.data.stages import (
 from rwkvkit.errors import RecipeError
 
 READ = Read.model_validate(Read.expand("a.jsonl"))
+FILTER = Filter(min_chars=1)
 ENCODE, REPEAT, WRITE, PLAN = Encode(), RepeatShuffle(), WriteBinidx(prefix="out/d"), Plan()
 
 
@@ -75,7 +77,12 @@ def test_every_field_has_help():
 
 @pytest.mark.parametrize(
     "chain",
-    [[READ, ENCODE, WRITE], [READ, ENCODE, REPEAT, WRITE, PLAN], [READ, ENCODE, WRITE, PLAN]],
+    [
+        [READ, ENCODE, WRITE],
+        [READ, ENCODE, REPEAT, WRITE, PLAN],
+        [READ, ENCODE, WRITE, PLAN],
+        [READ, FILTER, FILTER, ENCODE, WRITE],
+    ],
 )
 def test_good_chains(chain):
     check_chain(chain)
@@ -91,6 +98,8 @@ def test_good_chains(chain):
         ([READ, REPEAT], "prepare[1].repeat-shuffle", "finds text", "tokens come from encode"),
         ([READ, ENCODE, PLAN], "prepare[2].plan", "needs binidx", "comes from write-binidx"),
         ([READ, ENCODE, WRITE, REPEAT], "prepare[3].repeat-shuffle", "needs tokens", "encode"),
+        ([READ, ENCODE, FILTER], "prepare[2].filter", "needs text before it, and finds tokens", ""),
+        ([FILTER], "prepare[0].filter", "needs text", "text comes from read"),
         ([READ, READ], "prepare[1].read", "a second read", "one of each"),
         ([READ, ENCODE, REPEAT, REPEAT, WRITE], "prepare[3].repeat-shuffle", "a second", "one"),
     ],

@@ -1,3 +1,4 @@
+from rwkvkit.data.forms import Field
 from rwkvkit.data.sources import InputFile
 from rwkvkit.data.tasks import make_tasks
 
@@ -11,7 +12,8 @@ def file(number: int, size: int, kind: str = "jsonl", source: int = 0) -> InputF
         size=size,
         format="text" if kind == "text" else "jsonl",
         compression="gzip" if kind == "gzip" else None,
-        field="text",
+        form=Field("text"),
+        loss="all",
     )
 
 
