@@ -19,9 +19,7 @@ def bucket_count(n_bytes: int, memory: int) -> int:
     return count
 
 
-def grouped(
-    numbers: NDArray[np.integer], order: NDArray[np.int64]
-) -> list[tuple[int, NDArray[np.int64]]]:
+def grouped(numbers: NDArray[Any], order: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
     """Return each number that occurs with where it does, for an ``order`` that sorts numbers."""
     found, firsts = np.unique(numbers[order], return_index=True)
     return list(zip(found.tolist(), np.split(order, firsts)[1:], strict=True))

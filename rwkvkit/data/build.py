@@ -21,6 +21,7 @@ from rwkvkit.data.manifest import Counts, FileRecord, Manifest, manifest_path
 from rwkvkit.data.parts import Part
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.selection import Rules, Selection
+from rwkvkit.data.shards import Shard, check_complete, note_count
 from rwkvkit.data.sources import InputFile
 from rwkvkit.data.stages import (
     Dedup,
@@ -34,7 +35,7 @@ from rwkvkit.data.stages import (
     check_chain,
 )
 from rwkvkit.data.tasks import Task, make_tasks
-from rwkvkit.data.workspace import publish, workspace
+from rwkvkit.data.workspace import publish, shared_workspace, workspace
 from rwkvkit.data.writing import CorpusWriter, Order, count_output
 from rwkvkit.errors import DataError
 
@@ -164,6 +165,7 @@ class Build:
         *,
         workers: int | None = None,
         memory: int = MEMORY,
+        merge: bool = False,
         progress: Report | None = None,
     ) -> Manifest:
         """Build the output, whether it is up to date or not.
@@ -175,6 +177,7 @@ class Build:
                 do. With several, a script must call this under ``if __name__ == "__main__"``.
             memory: bytes that the index of the documents and their tokens may take while they are
                 put in order. The output does not depend on it.
+            merge: refuse to start unless shards have made every part.
             progress: called several times a second.
 
         Returns:
@@ -184,27 +187,58 @@ class Build:
             DataError: an input is missing, unreadable or wrong, with file and line; no document at
                 all; the corpus too small for ctx_len.
             SetupError: the output cannot be written.
+            UsageError: parts are missing at a merge.
         """
         inputs = self._inputs()
-        before = [_touched(file) for file in inputs]
         count = workers or _default_workers(inputs)
         report = progress or (lambda _: None)
+        tasks = make_tasks(inputs, self._task_bytes)
+        before = [_touched(file) for file in inputs]
         # Loaded first, so that what is wrong with a vocabulary is said before any work.
         self._work.load()
-        tasks = make_tasks(inputs, self._task_bytes)
-        with (
-            writing(self.prefix),
-            workspace(self.prefix, self._work_fingerprint(inputs, tasks, before)) as folder,
-        ):
-            parts = encode_tasks(
-                tasks, self._task_work(folder), run=run_local(count), report=report
-            )
-            for file, was in zip(inputs, before, strict=True):
-                if _touched(file) != was or was[0] != file.size:
-                    raise changed(file)
+        fingerprint = self._work_fingerprint(inputs, tasks, before)
+        with writing(self.prefix), workspace(self.prefix, fingerprint) as folder:
+            if merge:
+                check_complete(folder, tasks)
+            work = self._task_work(folder)
+            parts = encode_tasks(tasks, work, run=run_local(count), report=report)
+            _check_unchanged(inputs, before)
             manifest = self._finish(folder, inputs, tasks, parts, memory, count, report)
             publish(folder, self.prefix, _SUFFIXES)
         return manifest
+
+    def run_shard(
+        self, shard: Shard, *, workers: int | None = None, progress: Report | None = None
+    ) -> int:
+        """Make one shard's parts of the output; ``run`` finishes when all are there.
+
+        Several shards may run at once, on machines that share the folder of the output.
+
+        Args:
+            shard: which tasks to do.
+            workers: processes; as in ``run``.
+            progress: called several times a second.
+
+        Returns:
+            The number of parts.
+
+        Raises:
+            DataError: an input is missing, unreadable or wrong, with file and line.
+            SetupError: the parts cannot be written, or a build runs that is no shard.
+        """
+        inputs = self._inputs()
+        tasks = make_tasks(inputs, self._task_bytes)
+        own = [task for task in tasks if shard.owns(task)]
+        before = [_touched(file) for file in inputs]
+        self._work.load()
+        count = workers or _default_workers(inputs)
+        fingerprint = self._work_fingerprint(inputs, tasks, before)
+        with writing(self.prefix), shared_workspace(self.prefix, fingerprint) as folder:
+            note_count(folder, shard)
+            work = self._task_work(folder)
+            encode_tasks(own, work, run=run_local(count), report=progress or (lambda _: None))
+            _check_unchanged(inputs, before)
+        return len(own)
 
     def _task_work(self, folder: Path) -> TaskWork:
         return TaskWork(self._work, folder, self._chunk_bytes, self._rules.need_hashes)
@@ -373,6 +407,12 @@ def _touched(file: InputFile) -> tuple[int, int]:
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=file.name) from error
     return stat.st_size, stat.st_mtime_ns
+
+
+def _check_unchanged(inputs: list[InputFile], before: list[tuple[int, int]]) -> None:
+    for file, was in zip(inputs, before, strict=True):
+        if _touched(file) != was or was[0] != file.size:
+            raise changed(file)
 
 
 def _default_workers(inputs: list[InputFile]) -> int:

@@ -185,3 +185,32 @@ def test_recipe_mistakes(folder: Path, run, setting: str, message: str) -> None:
     assert message in outcome.err
     assert "hint:" in outcome.err
     assert not (folder / "out").exists()
+
+
+def test_shards_and_a_merge(folder: Path, run) -> None:
+    first = run("prepare", "r.yaml", "--shard", "1/2")
+    assert first.code == 0
+    assert "next: when all 2 are done, rwkvkit prepare r.yaml --merge" in first.out
+    missing = run("prepare", "r.yaml", "--shard", "2/2", "--json")
+    assert missing.facts["parts"] == 0  # a single part is with the first
+    assert run("prepare", "r.yaml", "--merge").code == 0
+    assert "up to date" in run("prepare", "r.yaml", "--shard", "1/2").err
+    assert run("prepare", "r.yaml", "--shard", "1/2", "--merge").code == 2
+    assert run("prepare", "r.yaml", "--shard", "x").code == 2
+
+
+def test_memory_is_a_size(folder: Path, run) -> None:
+    assert run("prepare", "r.yaml", "--memory", "1KiB").code == 0
+    outcome = run("prepare", "r.yaml", "--memory", "much")
+    assert outcome.code == 2
+    assert "'much' is no size such as 512MiB" in outcome.err
+
+
+def test_the_fingerprint_names_what_would_be_built(folder: Path, run) -> None:
+    first = run("prepare", "r.yaml", "--dry-run", "--json").facts["fingerprint"]
+    assert run("prepare", "r.yaml").code == 0
+    manifest = json.loads((folder / "out/tiny/data.manifest.json").read_text())
+    assert manifest["fingerprint"] == first
+    text = (folder / "text.jsonl").read_text()
+    (folder / "text.jsonl").write_text(text.replace("number 1", "number 2"))
+    assert run("prepare", "r.yaml", "--dry-run", "--json").facts["fingerprint"] != first
