@@ -45,10 +45,13 @@ def test_a_bad_line_in_a_late_shard_has_its_number(build, source, tmp_path):
     lines[200] = "bad"
     Path(source).write_text("\n".join(lines))
     made = build(source, task_bytes=1000)
-    with pytest.raises(DataError, match="broken JSON") as caught:
-        for number in (4, 3, 2, 1):
+    errors = []
+    for number in (4, 3, 2, 1):
+        try:
             made.run_shard(Shard(number, 4))
-    assert caught.value.where == f"{source}:201"
+        except DataError as error:
+            errors.append(error.where)
+    assert errors == [f"{source}:201"]
     assert list((tmp_path / "out" / ".data.build").glob("part-*.json")) != []
 
 
