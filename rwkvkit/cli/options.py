@@ -1,9 +1,12 @@
 """Options that several commands share."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+
+from rwkvkit.data.build import MEMORY
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -29,6 +32,33 @@ def recipe_options(command: Command) -> Command:
     )(command)
     return click.argument("recipe_name", metavar="RECIPE")(command)
 
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Bytes(click.ParamType):
+    """A number of bytes such as ``512MiB`` or ``2G``; units are powers of 1024."""
+
+    name = "SIZE"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value, re.IGNORECASE)
+        if not found:
+            self.fail(f"{value!r} is no size such as 512MiB or 2GiB", parameter, context)
+        return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+memory_option = click.option(
+    "--memory",
+    type=Bytes(),
+    default=MEMORY,
+    help="Memory for putting documents in order; 2GiB unless given. The bytes do not depend on it.",
+)
 
 workers_option = click.option(
     "--workers",

@@ -1,14 +1,18 @@
 """``rwkvkit prepare``: run the data stages of a recipe."""
 
+import os
 import time
 from typing import Any
 
 import click
 
 from rwkvkit.cli.console import Console, duration, size
-from rwkvkit.cli.options import recipe_options, workers_option
-from rwkvkit.data.build import Build, Progress
-from rwkvkit.data.manifest import Manifest, read_manifest
+from rwkvkit.cli.options import memory_option, recipe_options, workers_option
+from rwkvkit.data.build import MEMORY, Build
+from rwkvkit.data.manifest import read_manifest
+from rwkvkit.data.progress import Progress, Report
+from rwkvkit.data.shards import Shard
+from rwkvkit.errors import UsageError
 from rwkvkit.recipe.dataset import make_build
 from rwkvkit.recipe.load import load_recipe
 
@@ -16,13 +20,28 @@ from rwkvkit.recipe.load import load_recipe
 @click.command(short_help="Make the dataset of a recipe.")
 @recipe_options
 @workers_option
+@memory_option
+@click.option(
+    "--shard",
+    metavar="N/COUNT",
+    help="Do only one share of the work, such as 3/16, or `slurm` in an array; then --merge.",
+)
+@click.option("--merge", is_flag=True, help="Finish what shards have prepared.")
 def prepare(
-    recipe_name: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool, workers: int | None
+    recipe_name: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    workers: int | None,
+    memory: int,
+    shard: str | None,
+    merge: bool,
 ) -> None:
     """Make the dataset of RECIPE (a path, or the name of a recipe that ships).
 
     Reads, encodes, shuffles and writes PREFIX.bin and PREFIX.idx with a manifest beside them, and
-    computes magic_prime and my_exit_tokens. Does nothing if they are up to date.
+    computes magic_prime and my_exit_tokens. Does nothing if they are up to date. Stopped anywhere,
+    the same command finishes the rest.
     """
     console = Console(as_json=as_json)
     recipe = load_recipe(recipe_name, overrides)
@@ -39,15 +58,28 @@ def prepare(
                 "up_to_date": status.up_to_date,
                 "reason": status.reason,
                 "plan": plan,
+                **({"fingerprint": build.fingerprint()} if as_json else {}),
             }
         )
         return
-    facts = run_prepare(build, console, workers)
+    if shard and merge:
+        raise UsageError("--shard and --merge exclude each other", hint="merge after all shards")
+    if shard:
+        _run_shard(build, Shard.parse(shard, os.environ), console, recipe_name, workers)
+        return
+    facts = run_prepare(build, console, workers, memory=memory, merge=merge)
     console.result(f"next: rwkvkit inspect {build.prefix}, or rwkvkit train {recipe_name}")
     console.finish(facts)
 
 
-def run_prepare(build: Build, console: Console, workers: int | None) -> dict[str, Any]:
+def run_prepare(
+    build: Build,
+    console: Console,
+    workers: int | None,
+    *,
+    memory: int = MEMORY,
+    merge: bool = False,
+) -> dict[str, Any]:
     """Build the dataset unless it is up to date; show what happened and return it as facts."""
     status = build.status()
     manifest = read_manifest(build.prefix) if status.up_to_date else None
@@ -55,7 +87,8 @@ def run_prepare(build: Build, console: Console, workers: int | None) -> dict[str
         console.note(f"prepare: up to date: {status.reason}")
     else:
         console.note(f"prepare: {status.reason}: building {build.prefix}")
-        manifest = _run(build, console, workers)
+        show = _progress(console)
+        manifest = build.run(workers=workers, memory=memory, merge=merge, progress=show)
     plan = manifest.plan
     console.result(
         f"dataset {build.prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens"
@@ -78,7 +111,35 @@ def run_prepare(build: Build, console: Console, workers: int | None) -> dict[str
     }
 
 
-def _run(build: Build, console: Console, workers: int | None) -> Manifest:
+def _run_shard(
+    build: Build, shard: Shard, console: Console, recipe_name: str, workers: int | None
+) -> None:
+    """Make the parts of a shard, unless the whole output is there."""
+    status = build.status()
+    if status.up_to_date:
+        console.note(f"prepare: up to date: {status.reason}")
+    else:
+        console.note(f"prepare: shard {shard} of {build.prefix}")
+    parts = (
+        0
+        if status.up_to_date
+        else build.run_shard(shard, workers=workers, progress=_progress(console))
+    )
+    console.result(f"shard {shard}: {parts:,} parts")
+    console.result(f"next: when all {shard.count} are done, rwkvkit prepare {recipe_name} --merge")
+    console.finish(
+        {
+            "prefix": str(build.prefix),
+            "shard": shard.number,
+            "shards": shard.count,
+            "parts": parts,
+            "skipped": status.up_to_date,
+        }
+    )
+
+
+def _progress(console: Console) -> Report:
+    """Return what shows the progress of a build."""
     started: dict[str, float] = {}
 
     def show(now: Progress) -> None:
@@ -97,4 +158,4 @@ def _run(build: Build, console: Console, workers: int | None) -> Manifest:
             text += f"  {now.rejected:,} rejected"
         console.progress(text, last=now.bytes_done == now.bytes_total)
 
-    return build.run(workers=workers, progress=show)
+    return show

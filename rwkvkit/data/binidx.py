@@ -64,7 +64,7 @@ class BinidxWriter:
     """Write documents to a new pair; its files appear when the ``with`` block ends well.
 
     If the block fails nothing is left, and an existing pair stays as it was. The mask of a pair
-    that is replaced goes unless there is a new one. Memory use is 4 bytes a document.
+    that is replaced goes unless there is a new one. Memory use does not depend on the size.
 
     Attributes:
         n_tokens: tokens written so far.
@@ -99,7 +99,6 @@ class BinidxWriter:
             )
         self._prefix = prefix
         self._masked = masked
-        self._sizes: list[NDArray[np.int32]] = []
         self._digest = hashlib.sha256()
         self._mask_digest = hashlib.sha256()
         self._stack = ExitStack()
@@ -113,7 +112,8 @@ class BinidxWriter:
         with ExitStack() as stack:
             index = stack.enter_context(files.replacing(idx_path(self._prefix)))
             tokens = stack.enter_context(files.replacing(bin_path(self._prefix)))
-            self._index: BinaryIO = stack.enter_context(index.open("wb"))
+            self._index: BinaryIO = stack.enter_context(index.open("w+b"))
+            self._index.write(bytes(_HEADER.size))
             self._tokens: BinaryIO = stack.enter_context(tokens.open("wb"))
             if self._masked:
                 mask = stack.enter_context(files.replacing(mask_path(self._prefix)))
@@ -173,7 +173,7 @@ class BinidxWriter:
         data = stored.data.cast("B") if stored.size else b""
         self._tokens.write(data)
         self._digest.update(data)
-        self._sizes.append(counts.astype(np.int32))
+        self._index.write(counts.astype("<i4").tobytes())
         self.n_tokens += stored.size
         self.n_documents += counts.size
 
@@ -203,21 +203,26 @@ class BinidxWriter:
         return stored
 
     def _write_index(self) -> None:
-        digest = hashlib.sha256()
+        """Put the header before the sizes, which are written already, and the rest after them."""
+        index, count, digest = self._index, self.n_documents, hashlib.sha256()
+        end = index.tell()
 
         def write(data: bytes) -> None:
-            self._index.write(data)
+            index.write(data)
             digest.update(data)
 
-        count = self.n_documents
+        index.seek(0)
         write(_HEADER.pack(_MAGIC, _VERSION, _CODES[self.dtype], count, count + 1))
-        for sizes in self._sizes:
-            write(sizes.astype("<i4").tobytes())
+        for _ in range(0, count, _BLOCK):
+            digest.update(index.read(min(4 * _BLOCK, end - index.tell())))
         start = 0
-        for sizes in self._sizes:
+        for first in range(0, count, _BLOCK):
+            index.seek(_HEADER.size + 4 * first)
+            sizes = np.frombuffer(index.read(min(4 * _BLOCK, end - index.tell())), "<i4")
             stops = start + np.cumsum(sizes, dtype=np.int64)
+            index.seek(end + 8 * first)
             write(((stops - sizes) * self.dtype.itemsize).astype("<i8").tobytes())
-            start = int(stops[-1]) if stops.size else start
+            start = int(stops[-1])
         for first in range(0, count + 1, _BLOCK):
             write(np.arange(first, min(first + _BLOCK, count + 1), dtype="<i8").tobytes())
         self.idx_sha256 = digest.hexdigest()

@@ -14,6 +14,7 @@ import zstandard
 
 from rwkvkit.data import remote
 from rwkvkit.data.sources import Compression, InputFile
+from rwkvkit.data.tasks import Task
 from rwkvkit.errors import DataError
 
 CHUNK_BYTES = 1 << 20  # what parsing and encoding do to it stays in the processor's cache
@@ -30,7 +31,7 @@ class Chunk:
         files: the file, or the text files that follow one another.
         start: offset of the first byte in the (decompressed) file; of a table, the first row.
         stop: offset after the last byte, or the row after the last.
-        data: the bytes, if reading the file gave them; else the worker reads them.
+        data: the lines, or what another reader made of the file; None for text files.
         input_bytes: bytes on disk this chunk stands for, for the progress.
     """
 
@@ -42,95 +43,50 @@ class Chunk:
     input_bytes: int
 
 
-class ChunkReader:
-    """Iterates over the chunks of all inputs, in order, and hashes the files on the way.
+def task_chunks(
+    task: Task, chunk_bytes: int, hashed: dict[int, str] | None = None
+) -> Iterator[Chunk]:
+    """Iterate over the chunks of a task; a thread reads ahead where it must decompress.
 
-    A thread of its own reads ahead by a few chunks, so that decompression and hashing overlap with
-    what is done with them.
+    Args:
+        task: what to cut.
+        chunk_bytes: bytes of text in a chunk, at least; the documents do not depend on it.
+        hashed: receives the SHA-256 of every file that the task covers whole, by index.
 
-    Attributes:
-        inputs: the files, in order.
-        sha256: digests of the files read to their end so far, by index.
+    Raises:
+        DataError: a file cannot be read, or its compressed data is damaged.
     """
-
-    def __init__(self, inputs: list[InputFile], chunk_bytes: int = CHUNK_BYTES) -> None:
-        self.inputs = inputs
-        self._chunk_bytes = chunk_bytes
-        self.sha256: dict[int, str] = {}
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return _ahead(self._chunks, depth=2)
-
-    def _chunks(self) -> Iterator[Chunk]:
-        group: list[int] = []
+    hashed = {} if hashed is None else hashed
+    file = task.files[0]
+    if file.reads_whole:
         from rwkvkit.data.readers import whole_file_chunks
 
-        for i, file in enumerate(self.inputs):
-            if file.format == "text" and not file.reads_whole:
-                if group and sum(self.inputs[j].size for j in group) >= self._chunk_bytes:
-                    yield self._text_chunk(group)
-                    group = []
-                self.sha256[i] = hash_file(file)
-                group.append(i)
-                continue
-            if group:
-                yield self._text_chunk(group)
-                group = []
-            if file.reads_whole:
-                yield from whole_file_chunks(i, file, self._chunk_bytes, self.sha256)
-            else:
-                yield from self._blocks(i) if file.compression else self._ranges(i)
-        if group:
-            yield self._text_chunk(group)
+        number = task.first_file
+        return _ahead(lambda: whole_file_chunks(number, file, chunk_bytes, hashed), depth=2)
+    if file.format == "text":
+        return _text_chunks(task, chunk_bytes, hashed)
+    if file.compression:
+        return _ahead(lambda: _decompressed_chunks(task, chunk_bytes, hashed), depth=2)
+    return _line_chunks(task, chunk_bytes, hashed)
 
-    def _text_chunk(self, group: list[int]) -> Chunk:
-        files = tuple(self.inputs[i] for i in group)
-        size = sum(file.size for file in files)
-        return Chunk(group[0], files, 0, size, None, input_bytes=size)
 
-    def _ranges(self, i: int) -> Iterator[Chunk]:
-        """Cut a plain jsonl file after newlines; the workers read the pieces."""
-        file = self.inputs[i]
-        digest = hashlib.sha256()
-        with opened(file) as raw:
-            start = 0
-            while start < file.size:
-                # At least one byte, however small the chunks: a cut always moves on.
-                stop = _next_line(raw, start + max(self._chunk_bytes, 1), file.size)
-                raw.seek(start)
-                left = stop - start
-                while left and (block := raw.read(min(left, 1 << 20))):
-                    digest.update(block)
-                    left -= len(block)
-                yield Chunk(i, (file,), start, stop, None, input_bytes=stop - start)
-                start = stop
-        self.sha256[i] = digest.hexdigest()
+def count_lines(file: InputFile, start: int, stop: int) -> int:
+    """Return how many lines of a plain jsonl file start in a range that starts with a line.
 
-    def _blocks(self, i: int) -> Iterator[Chunk]:
-        """Decompress a jsonl file and cut the stream after newlines."""
-        file = self.inputs[i]
-        assert file.compression is not None
-        digest = hashlib.sha256()
-        with opened(file) as raw:
-            parts: list[bytes] = []
-            held = start = told = 0
-            for part in decompressed(raw, file.compression, digest.update):
-                parts.append(part)
-                held += len(part)
-                cut = part.rfind(b"\n") + 1
-                if held < self._chunk_bytes or not cut:
-                    continue
-                data = b"".join([*parts[:-1], part[:cut]])
-                at = raw.tell()
-                yield Chunk(i, (file,), start, start + len(data), data, input_bytes=at - told)
-                parts, held = [part[cut:]], len(part) - cut
-                start += len(data)
-                told = at
-            if held:
-                data = b"".join(parts)
-                size = file.size - told
-                yield Chunk(i, (file,), start, start + len(data), data, input_bytes=size)
-        self.sha256[i] = digest.hexdigest()
+    Raises:
+        DataError: the file cannot be read.
+    """
+    count = 0
+    last = b""
+    with opened(file) as raw:
+        raw.seek(start)
+        for at in range(start, stop, _READ):
+            block = last + raw.read(min(_READ, stop - at))
+            # A carriage return at the border may belong to a newline after it.
+            last = b"\r" if block.endswith(b"\r") else b""
+            block = block[: len(block) - len(last)]
+            count += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
+    return count + len(last)
 
 
 def hash_file(file: InputFile) -> str:
@@ -139,11 +95,100 @@ def hash_file(file: InputFile) -> str:
     Raises:
         DataError: it cannot be read.
     """
+    if file.dataset is not None:
+        from rwkvkit.data.readers import whole_file_chunks
+
+        hashed: dict[int, str] = {}
+        for _ in whole_file_chunks(0, file, CHUNK_BYTES, hashed):
+            pass
+        return hashed[0]
     digest = hashlib.sha256()
     with opened(file) as raw:
         while block := raw.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def line_range(raw: BinaryIO, task: Task) -> tuple[int, int]:
+    """Return where the lines of a task start and stop, for an opened plain jsonl file."""
+    size = task.files[0].size
+    start = _next_line(raw, task.start, size) if task.start else 0
+    return start, _next_line(raw, task.stop, size)
+
+
+def _text_chunks(task: Task, chunk_bytes: int, hashed: dict[int, str]) -> Iterator[Chunk]:
+    first = last = size = 0
+
+    def chunk() -> Chunk:
+        files = task.files[first:last]
+        return Chunk(task.first_file + first, files, 0, size, None, input_bytes=size)
+
+    for file in task.files:
+        if last > first and size >= chunk_bytes:
+            yield chunk()
+            first, size = last, 0
+        hashed[task.first_file + last] = hash_file(file)
+        last += 1
+        size += file.size
+    yield chunk()
+
+
+def _line_chunks(task: Task, chunk_bytes: int, hashed: dict[int, str]) -> Iterator[Chunk]:
+    """Cut a range of a plain jsonl file after newlines."""
+    file = task.files[0]
+    digest = hashlib.sha256() if task.whole else None
+    with opened(file) as raw:
+        start, end = line_range(raw, task)
+        told = task.start
+        while start < end:
+            # At least one byte, however small the chunks: a cut always moves on.
+            stop = _next_line(raw, start + max(chunk_bytes, 1), end)
+            raw.seek(start)
+            data = raw.read(stop - start)
+            if len(data) < stop - start:
+                raise changed(file)
+            if digest:
+                digest.update(data)
+            done = task.stop if stop == end else min(stop, task.stop)
+            yield Chunk(task.first_file, task.files, start, stop, data, input_bytes=done - told)
+            start, told = stop, done
+    if digest:
+        hashed[task.first_file] = digest.hexdigest()
+
+
+def _decompressed_chunks(task: Task, chunk_bytes: int, hashed: dict[int, str]) -> Iterator[Chunk]:
+    """Decompress a jsonl file and cut the stream after newlines."""
+    file = task.files[0]
+    assert file.compression is not None
+    digest = hashlib.sha256()
+    with opened(file) as raw:
+        parts: list[bytes] = []
+        held = start = told = 0
+        for part in decompressed(raw, file.compression, digest.update):
+            parts.append(part)
+            held += len(part)
+            cut = part.rfind(b"\n") + 1
+            if held < chunk_bytes or not cut:
+                continue
+            data = b"".join([*parts[:-1], part[:cut]])
+            stop, at = start + len(data), raw.tell()
+            yield Chunk(task.first_file, task.files, start, stop, data, input_bytes=at - told)
+            parts, held = [part[cut:]], len(part) - cut
+            start, told = stop, at
+        if held:
+            data = b"".join(parts)
+            stop, left = start + len(data), file.size - told
+            yield Chunk(task.first_file, task.files, start, stop, data, input_bytes=left)
+    hashed[task.first_file] = digest.hexdigest()
+
+
+def changed(file: InputFile) -> DataError:
+    """Return the error for a file that is not what it was when the build began."""
+    return DataError(
+        "the file changed while it was read",
+        where=file.name,
+        hint="run the command again when nothing writes to it",
+    )
 
 
 @contextmanager

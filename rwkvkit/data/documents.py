@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from rwkvkit.data.chat import ChatForm
 from rwkvkit.data.chunks import Chunk, decompressed, opened
 from rwkvkit.data.forms import BadLine, Field, Form, Text, json_type
-from rwkvkit.data.sources import InputFile
-from rwkvkit.errors import DataError
 
 _NEWLINE = re.compile(rb"\r\n?|\n")
 _BYTE_ORDER_MARK = "\ufeff"
@@ -80,8 +78,8 @@ def read_chunk(chunk: Chunk, *, skip_bad: bool) -> Documents:
     """
     if chunk.files[0].format == "text":
         return _read_text_files(chunk, skip_bad)
-    data = chunk.data if chunk.data is not None else _read_range(chunk)
-    return _read_lines(data, chunk, skip_bad)
+    assert chunk.data is not None
+    return _read_lines(chunk.data, chunk, skip_bad)
 
 
 def strict_document(line: bytes, form: Form) -> Text | None:
@@ -158,25 +156,6 @@ def _split(data: bytes) -> tuple[list[bytes], NDArray[np.int64]]:
         lines.pop()
         starts = starts[:-1]
     return lines, starts
-
-
-def _read_range(chunk: Chunk) -> bytes:
-    file = chunk.files[0]
-    with opened(file) as raw:
-        raw.seek(chunk.start)
-        data = raw.read(chunk.stop - chunk.start)
-    if len(data) < chunk.stop - chunk.start:
-        raise changed(file)
-    return data
-
-
-def changed(file: InputFile) -> DataError:
-    """Return the error for a file that is not what it was when the build began."""
-    return DataError(
-        "the file changed while it was read",
-        where=file.name,
-        hint="run the command again when nothing writes to it",
-    )
 
 
 def _read_text_files(chunk: Chunk, skip_bad: bool) -> Documents:

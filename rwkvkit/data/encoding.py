@@ -1,174 +1,165 @@
-"""The first half of a build: every chunk read, encoded and spooled, and the index of documents."""
+"""The first half of a build: every task read, encoded and kept as a part."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rwkvkit.data.chunk_work import ChunkWork
-from rwkvkit.data.chunks import Chunk, ChunkReader
+from rwkvkit.data.chunks import count_lines, hash_file, line_range, opened, task_chunks
 from rwkvkit.data.documents import Reject
-from rwkvkit.data.order import DocumentIds
+from rwkvkit.data.parts import Part, PartWriter, find_part, read_record
 from rwkvkit.data.pool import ordered_map
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.sources import InputFile
-from rwkvkit.data.spool import Places, SpoolWriter
+from rwkvkit.data.tasks import Task
 from rwkvkit.errors import DataError, SetupError
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What became of a chunk.
+class TaskWork:
+    """How a task becomes a part; can be sent to another process.
 
     Attributes:
-        first_file: index of the chunk's first file in the list of inputs.
-        files: index of each document's file, uint32 [documents].
-        offsets: byte offset of each document's line in its file, int64 [documents].
-        sizes: tokens in each document, the ending 0 included, int32 [documents].
-        spool: number of the spool file that holds the tokens.
-        position: of the first token in that file.
-        rejects: lines that gave no document.
-        n_lines: lines in the chunk, 0 for text files.
-        input_bytes: bytes on disk the chunk stood for.
+        chunk_work: what is done to each chunk.
+        folder: where the parts lie.
+        chunk_bytes: bytes of text in a chunk, at least.
+        hashed: whether the index of a part holds content hashes.
     """
 
-    first_file: int
-    files: NDArray[np.uint32]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int32]
-    spool: int
-    position: int
-    rejects: list[Reject]
-    n_lines: int
-    input_bytes: int
+    chunk_work: ChunkWork
+    folder: Path
+    chunk_bytes: int
+    hashed: bool
+
+    def __call__(self, task: Task, tell: Callable[["Step"], None]) -> Part:
+        """Return the part of a task, made now unless a good one is there.
+
+        Args:
+            task: what to do.
+            tell: called with every step.
+
+        Raises:
+            DataError: an input cannot be read, or holds what is no document and bad lines are not
+                skipped.
+            SetupError: the part cannot be written.
+        """
+        part = find_part(self.folder, task.number)
+        if part is None:
+            part = self._make(task, tell)
+        else:
+            record = part.record
+            tell(Step(task.input_bytes, record.documents, record.tokens, record.rejected))
+        return part
+
+    def _make(self, task: Task, tell: Callable[["Step"], None]) -> Part:
+        hashes: dict[int, str] = {}
+        with PartWriter(self.folder, task.number, hashed=self.hashed) as writer:
+            if task.hashes_only:
+                hashes[task.first_file] = hash_file(task.files[0])
+            else:
+                for chunk in task_chunks(task, self.chunk_bytes, hashes):
+                    encoded = self.chunk_work(chunk)
+                    if encoded.rejects and not self.chunk_work.skip_bad:
+                        raise self._bad_line(encoded.rejects[0], task, writer.lines)
+                    with writing(self.folder):
+                        writer.add(encoded)
+                    rejected = len(encoded.rejects)
+                    tell(Step(chunk.input_bytes, len(encoded.sizes), len(encoded.tokens), rejected))
+            with writing(self.folder):
+                return writer.finish(hashes)
+
+    def _bad_line(self, reject: Reject, task: Task, lines: int) -> DataError:
+        before = 0
+        if task.start:
+            known, counted = self._known_lines(task)
+            with opened(task.files[0]) as raw:
+                start, _ = line_range(raw, task)
+                first, _ = line_range(raw, replace(task, start=counted))
+            before = known + count_lines(task.files[0], first, start)
+        skip = "on_error: skip leaves such lines out"
+        file = task.files[reject.file - task.first_file]
+        return DataError(
+            reject.reason,
+            where=f"{file.name}:{before + lines + reject.line}",
+            hint=f"{reject.hint}; or {skip}" if reject.hint else skip,
+        )
+
+    def _known_lines(self, task: Task) -> tuple[int, int]:
+        """Return the lines of the file's first ranges, and the byte where these ranges end."""
+        ranges = task.number - task.first_range
+        lines = 0
+        for number in range(ranges):
+            record = read_record(self.folder, task.first_range + number)
+            if record is None:
+                return lines, task.start // ranges * number
+            lines += record.lines
+        return lines, task.start
 
 
 @dataclass(frozen=True)
-class Index:
-    """All documents in natural order: what they are called and where they are spooled."""
+class Step:
+    """What was done since the step before: bytes of input, and what came of them."""
 
-    ids: DocumentIds
-    places: Places
-
-    def __len__(self) -> int:
-        return len(self.places.sizes)
-
-
-def spool_path(folder: Path, number: int) -> Path:
-    """Return the spool file of a worker."""
-    return folder / f"spool-{number}"
+    input_bytes: int
+    documents: int
+    tokens: int
+    rejected: int
 
 
-def mask_spool_path(folder: Path, number: int) -> Path:
-    """Return the spool file of a worker for the masks of its documents."""
-    return folder / f"spool-{number}.mask"
+Run = Callable[[TaskWork, Iterable[Task], Callable[[Step], None]], Iterator[Part]]
+"""Runs tasks somewhere and yields their parts in the order of the tasks."""
 
 
-def encode_corpus(
-    reader: ChunkReader,
-    work: ChunkWork,
-    folder: Path,
-    *,
-    workers: int,
-    report: Report,
-) -> tuple[Index, list[Reject]]:
-    """Encode every chunk into the spool files in ``folder``.
-
-    Returns:
-        The index of all documents, and the rejected lines with their numbers in their files.
-
-    Raises:
-        DataError: an input cannot be read, or holds what is no document and bad lines are not
-            skipped; always the first such place in the corpus, whatever the number of workers.
-        SetupError: the spool cannot be written.
-    """
-    start = partial(_chunk_encoder, work, folder)
-    pieces: list[Piece] = []
-    rejects: list[Reject] = []
-    lines: Counter[int] = Counter()
-    total = sum(file.size for file in reader.inputs)
-    done = documents = tokens = 0
-    for piece in ordered_map(start, reader, workers):
-        for reject in piece.rejects:
-            placed = replace(reject, line=lines[piece.first_file] + reject.line)
-            if not work.skip_bad:
-                raise _bad_line(placed, reader.inputs)
-            rejects.append(placed)
-        lines[piece.first_file] += piece.n_lines
-        pieces.append(piece)
-        done += piece.input_bytes
-        documents += len(piece.sizes)
-        tokens += int(piece.sizes.sum(dtype="int64"))
-        report(Progress("encode", done, total, documents, tokens, len(rejects)))
-    return _make_index(pieces, reader.inputs), rejects
-
-
-def _bad_line(reject: Reject, inputs: list[InputFile]) -> DataError:
-    skip = "on_error: skip leaves such lines out"
-    return DataError(
-        reject.reason,
-        where=f"{inputs[reject.file].name}:{reject.line}",
-        hint=f"{reject.hint}; or {skip}" if reject.hint else skip,
-    )
+def run_local(workers: int) -> Run:
+    """Return what runs tasks in processes of this machine, or in this one if it is one worker."""
+    return lambda work, tasks, tell: ordered_map(partial(_start, work), tasks, workers, tell)
 
 
 @contextmanager
-def _chunk_encoder(
-    work: ChunkWork, folder: Path, number: int
-) -> Iterator[Callable[[Chunk], Piece]]:
-    """Provide the work of one process: chunk in, piece out, tokens into its own spool file."""
-    with writing(folder):
-        spool = SpoolWriter(spool_path(folder, number))
-        masks = SpoolWriter(mask_spool_path(folder, number))
+def _start(work: TaskWork, number: int) -> Iterator[TaskWork]:
+    yield work
 
-    def encode_chunk(chunk: Chunk) -> Piece:
-        encoded = work(chunk)
-        with writing(folder):
-            position = spool.append(encoded.tokens)
-            if encoded.mask is not None:
-                masks.append(encoded.mask)
-        return Piece(
-            first_file=chunk.first_file,
-            files=encoded.files,
-            offsets=encoded.offsets,
-            sizes=encoded.sizes,
-            spool=number,
-            position=position,
-            rejects=encoded.rejects,
-            n_lines=encoded.n_lines,
-            input_bytes=chunk.input_bytes,
+
+def encode_tasks(tasks: Sequence[Task], work: TaskWork, *, run: Run, report: Report) -> list[Part]:
+    """Make the parts of ``tasks`` and return them, in the same order.
+
+    Raises:
+        DataError: an input cannot be read, or holds what is no document and bad lines are not
+            skipped; always the first such place in the corpus, however the tasks run.
+        SetupError: the parts cannot be written.
+    """
+    total = sum(task.input_bytes for task in tasks)
+    done = Counter({"input_bytes": 0})
+
+    def tell(step: Step) -> None:
+        done.update(vars(step))
+        report(
+            Progress(
+                "encode",
+                done["input_bytes"],
+                total,
+                done["documents"],
+                done["tokens"],
+                done["rejected"],
+            )
         )
 
-    with closing(spool), closing(masks):
-        yield encode_chunk
+    return list(run(work, tasks, tell))
 
 
-def _make_index(pieces: list[Piece], inputs: list[InputFile]) -> Index:
-    """Join the pieces of a corpus into one index."""
-    files = _joined([piece.files for piece in pieces], np.uint32)
-    ids = DocumentIds(
-        sources=np.array([file.source for file in inputs], np.uint64)[files],
-        files=np.array([file.number for file in inputs], np.uint64)[files],
-        offsets=_joined([piece.offsets for piece in pieces], np.int64).astype(np.uint64),
-    )
-    counts = [len(piece.sizes) for piece in pieces]
-    starts = [piece.position + np.cumsum(piece.sizes, dtype=np.int64) for piece in pieces]
-    sizes = _joined([piece.sizes for piece in pieces], np.int32)
-    places = Places(
-        spools=np.repeat(np.array([piece.spool for piece in pieces], np.uint16), counts),
-        starts=_joined(starts, np.int64) - sizes,
-        sizes=sizes,
-    )
-    return Index(ids, places)
-
-
-def _joined(parts: list[NDArray], dtype: type) -> NDArray:
-    return np.concatenate([np.empty(0, dtype), *parts])
+def placed_rejects(
+    tasks: Sequence[Task], parts: Sequence[Part], inputs: Sequence[InputFile]
+) -> Iterator[tuple[InputFile, Reject]]:
+    """Yield the rejected lines of all parts with their file, numbered within it."""
+    lines: Counter[int] = Counter()
+    for task, part in zip(tasks, parts, strict=True):
+        for reject in part.rejects():
+            before = lines[task.first_file]
+            yield inputs[reject.file], replace(reject, line=before + reject.line)
+        lines[task.first_file] += part.record.lines
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a build leaves beside its output, and what it tells the next run."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+import rwkvkit
 from rwkvkit import files
 from rwkvkit.config import Config
 from rwkvkit.data.chunks import hash_file
@@ -14,7 +16,7 @@ from rwkvkit.data.sources import InputFile
 from rwkvkit.data.stages import PlanResult, Stage
 from rwkvkit.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".manifest.json"
 
 
@@ -44,6 +46,16 @@ class StageRecord(Config):
     """What the output's bytes depend on."""
 
 
+class Counts(Config):
+    """How much an output holds."""
+
+    documents: int
+    """Documents in it."""
+
+    tokens: int
+    """Tokens in it, the 0 at the end of each document included."""
+
+
 class Manifest(Config):
     """How an output came about. The same inputs and recipe give the same manifest."""
 
@@ -53,11 +65,14 @@ class Manifest(Config):
     rwkvkit: str
     """Version of the package that made the output."""
 
+    fingerprint: str
+    """Hash of all that the output depends on: recipe, versions, and the inputs' contents."""
+
     prepare: list[StageRecord]
     """The chain of stages."""
 
     seed: int | None
-    """Seed of the shuffle; null if there was none."""
+    """Seed of shuffle, fractions and split; null if there was none of them."""
 
     ctx_len: int | None
     """The ctx_len that was planned for; null if there was no plan."""
@@ -77,11 +92,26 @@ class Manifest(Config):
     rejected: int
     """Lines that were skipped."""
 
+    filtered: int
+    """Documents that filters dropped."""
+
+    left_out: int
+    """Documents outside the fraction of their source."""
+
+    duplicates: int
+    """Documents dropped because their content stood before."""
+
+    validation: Counts | None
+    """What went to PREFIX-val, if the chain splits."""
+
     outputs: list[FileRecord]
     """The files that were written, this one excepted."""
 
     plan: PlanResult | None
     """Magic prime and exit tokens, if the chain plans."""
+
+    plans: list[PlanResult]
+    """The same for the usual ctx_lens that the corpus is large enough for."""
 
 
 def manifest_path(prefix: Path) -> Path:
@@ -120,6 +150,24 @@ def records(stages: Iterable[Stage]) -> list[StageRecord]:
         StageRecord(stage=stage.key, version=stage.version, settings=stage.settings())
         for stage in stages
     ]
+
+
+def fingerprint(
+    prepare: Sequence[StageRecord],
+    seed: int | None,
+    ctx_len: int | None,
+    inputs: Sequence[FileRecord],
+) -> str:
+    """Return a hash of all that an output depends on; the same on every machine."""
+    facts = {
+        "format": FORMAT,
+        "rwkvkit": rwkvkit.__version__,
+        "prepare": [record.model_dump(mode="json") for record in prepare],
+        "seed": seed,
+        "ctx_len": ctx_len,
+        "inputs": [record.model_dump(mode="json") for record in inputs],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def recipe_change(

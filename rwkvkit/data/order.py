@@ -1,97 +1,90 @@
-"""In which order documents stand in the corpus: pass after pass, each freshly shuffled.
+"""In which order documents stand in the corpus, and which of them: all of it decided by keys.
 
-The order is a sort by key. For document d in pass p the key chains 64-bit words through the mixing
-function of SplitMix64 (Steele, Lea and Flood 2014)::
+A key chains 64-bit words through the mixing function of SplitMix64 (Steele, Lea and Flood 2014)::
 
     mix(z) = let z = z + 0x9E3779B97F4A7C15
              let z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9
              let z = (z ^ z >> 27) * 0x94D049BB133111EB
              in  z ^ z >> 31                                       (all modulo 2**64)
 
-    key = mix(seed)
-    for word in (p, source, file, offset, copy):  key = mix(key ^ word)
+    key = mix(seed);  for word in words:  key = mix(key ^ word)
 
-where d is known by the index of its source in the recipe, of its file in the source, and the byte
-offset of its line in the file (decompressed), and copy counts the repetitions of its source.
-So the order depends on the recipe and the files' contents, not on how the work was divided or
-where the files lie. Equal keys keep the natural order.
+A document is known by the index of its source in the recipe, of its file in the source, and the
+byte offset of its line in the file (decompressed). The words are
+
+    shuffle of pass p   p, source, file, offset, copy    copy counts the repetitions of its source
+    fraction            2**64 - 1, source, file, offset
+    split               2**64 - 2, and two words of hash of its content
+
+A shuffled pass is sorted by key; equal keys keep the natural order. So the order depends on the
+recipe and the files' contents, not on how the work was divided or where the files lie.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvkit.tokenizer.jit import compiled
+
+FRACTION = 2**64 - 1
+SPLIT = 2**64 - 2
 _MASK = 2**64 - 1
 
 
-@dataclass(frozen=True)
-class DocumentIds:
-    """What the key of a document is made of; one entry a document, in natural order.
-
-    Attributes:
-        sources: index of the source in the recipe, [documents], never falling.
-        files: index of the file in its source, [documents].
-        offsets: byte offset of the line in its file, [documents].
-    """
-
-    sources: NDArray[np.uint64]
-    files: NDArray[np.uint64]
-    offsets: NDArray[np.uint64]
-
-
-def passes(
-    ids: DocumentIds, repeats: Sequence[int], *, epochs: int, seed: int | None
-) -> Iterator[NDArray[np.int64]]:
-    """Yield the document numbers of each pass, in the order they are written.
-
-    Args:
-        ids: the documents.
-        repeats: how often the documents of each source stand in a pass. Unshuffled, a source
-            stands that many times in a row.
-        epochs: number of passes.
-        seed: shuffles; None keeps the natural order.
-    """
-    natural, copies = _one_pass(ids, repeats)
-    for number in range(epochs):
-        if seed is None:
-            yield natural
+def make_keys(seed: int, words: Sequence[int | NDArray[np.integer]], count: int) -> NDArray:
+    """Return the keys that the words give, uint64 [count]; a bare number stands for all of them."""
+    keys = np.full(count, _mix_number(seed & _MASK), np.uint64)
+    for word in words:
+        if isinstance(word, int):
+            _chain_number(keys, np.uint64(word & _MASK))
         else:
-            keys = shuffle_keys(ids, natural, copies, number, seed)
-            yield natural[np.argsort(keys, kind="stable")]
+            _chain(keys, word.astype(np.uint64, copy=False))
+    return keys
 
 
-def shuffle_keys(
-    ids: DocumentIds,
-    documents: NDArray[np.int64],
-    copies: NDArray[np.uint64],
-    number: int,
-    seed: int,
-) -> NDArray[np.uint64]:
-    """Return the keys that the copies of documents have in pass ``number``, uint64 [copies]."""
-    start = np.array([seed & _MASK], np.uint64)
-    key = _mix(_mix(start) ^ np.uint64(number))
-    for words in (ids.sources, ids.files, ids.offsets):
-        key = _mix(key ^ words[documents])
-    return _mix(key ^ copies)
+def threshold(share: float) -> int:
+    """Return the number of keys below which ``share`` of all keys lie."""
+    return round(share * 2**64)
 
 
-def _one_pass(
-    ids: DocumentIds, repeats: Sequence[int]
-) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Return documents and copy numbers of a pass in natural order."""
-    borders = np.searchsorted(ids.sources, np.arange(len(repeats) + 1))
-    documents = [np.empty(0, np.int64)]
-    copies = [np.empty(0, np.uint64)]
-    for start, stop, repeat in zip(borders[:-1], borders[1:], repeats, strict=True):
-        documents.append(np.tile(np.arange(start, stop), repeat))
-        copies.append(np.repeat(np.arange(repeat, dtype=np.uint64), stop - start))
-    return np.concatenate(documents), np.concatenate(copies)
+def below(keys: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
+    """Return which keys lie within the first ``share`` of all, bool [keys]."""
+    limit = threshold(share)
+    return keys < np.uint64(limit) if limit <= _MASK else np.ones(len(keys), bool)
 
 
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = z + np.uint64(0x9E3779B97F4A7C15)
+def sorted_order(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the order that sorts ``keys``; equal ones keep theirs."""
+    order = np.argsort(keys)  # several times faster than a stable sort
+    ordered = keys[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        order = np.argsort(keys, kind="stable")
+    return order
+
+
+def _mix_number(z: int) -> int:
+    z = (z + 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & _MASK
+    return z ^ z >> 31
+
+
+@compiled
+def _mix(z):  # type: ignore[no-untyped-def]
+    z += np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+@compiled
+def _chain(keys, words):  # type: ignore[no-untyped-def]
+    for i in range(len(keys)):
+        keys[i] = _mix(keys[i] ^ words[i])
+
+
+@compiled
+def _chain_number(keys, word):  # type: ignore[no-untyped-def]
+    for i in range(len(keys)):
+        keys[i] = _mix(keys[i] ^ word)

@@ -13,12 +13,15 @@ from rwkvkit.errors import RwkvkitError, SetupError
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
+Tell = Callable[[Any], None]
+"""Takes word of work under way."""
 
 
 def ordered_map(
-    start: Callable[[int], AbstractContextManager[Callable[[_Task], _Result]]],
+    start: Callable[[int], AbstractContextManager[Callable[[_Task, Tell], _Result]]],
     tasks: Iterable[_Task],
     workers: int,
+    tell: Tell = lambda _: None,
 ) -> Iterator[_Result]:
     """Yield a function of each task, in the order of the tasks.
 
@@ -27,6 +30,7 @@ def ordered_map(
             called once in each worker. It must be picklable if there are several.
         tasks: what to work on; taken as workers become free.
         workers: processes to start; with 1, everything happens in this process.
+        tell: called in this process with whatever the function tells while it works.
 
     Raises:
         RwkvkitError: what the function raised, for the first task in order that failed; a
@@ -34,20 +38,22 @@ def ordered_map(
     """
     if workers == 1:
         with start(0) as function:
-            yield from map(function, tasks)
+            for task in tasks:
+                yield function(task, tell)
         return
-    with _Workers(start, workers) as crew:
+    with _Workers(start, workers, tell) as crew:
         yield from crew.map(tasks)
 
 
 class _Workers:
     """The parent's end: a pipe to each process, at most one task in each.
 
-    A process only ever waits for a task or holds one, so neither end can block the other, and a
-    worker whose parent is gone reads the end of its pipe and leaves.
+    The parent sends only to a process that waits for a task, so neither end can block the other,
+    and a worker whose parent is gone meets the end of its pipe and leaves.
     """
 
-    def __init__(self, start: Callable[[int], Any], count: int) -> None:
+    def __init__(self, start: Callable[[int], Any], count: int, tell: Tell) -> None:
+        self._tell = tell
         context = multiprocessing.get_context("spawn")
         self._processes: dict[Connection, Any] = {}
         for number in range(count):
@@ -92,8 +98,12 @@ class _Workers:
                 return
             for ready in wait(list(busy), timeout=0 if following in done else None):
                 assert isinstance(ready, Connection)
-                done[busy.pop(ready)] = self._receive(ready)
-                free.append(ready)
+                kind, value = self._receive(ready)
+                if kind == "told":
+                    self._tell(value)
+                else:
+                    done[busy.pop(ready)] = value
+                    free.append(ready)
             if following in done:
                 result, failure = done.pop(following)
                 if failure is not None:
@@ -107,7 +117,7 @@ class _Workers:
         except OSError as error:
             raise self._died(connection) from error
 
-    def _receive(self, connection: Connection) -> tuple[Any, BaseException | None]:
+    def _receive(self, connection: Connection) -> tuple[str, Any]:
         try:
             return connection.recv()
         except (EOFError, OSError) as error:
@@ -124,18 +134,22 @@ class _Workers:
 
 
 def _serve(connection: Connection, start: Callable[[int], Any], number: int) -> None:
-    """Be a worker: take a task, send back ``(result, error)``, until the pipe ends."""
+    """Be a worker: take a task, send back what it tells and its result, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the workers
     with contextlib.suppress(EOFError, OSError), contextlib.ExitStack() as stack:
         function = None
+
+        def tell(value: Any) -> None:
+            connection.send(("told", value))
+
         while True:
             task = connection.recv()
             answer: tuple[Any, BaseException | None]
             try:
                 function = function or stack.enter_context(start(number))
-                answer = (function(task), None)
+                answer = (function(task, tell), None)
             except RwkvkitError as error:
                 answer = (None, error)
             except Exception:
                 answer = (None, RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))
-            connection.send(answer)
+            connection.send(("done", answer))

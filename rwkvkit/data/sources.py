@@ -77,6 +77,9 @@ class Source(Config):
     repeat: Annotated[int, Field(ge=1)] = 1
     """How many times each document stands in each pass, as if its lines were repeated."""
 
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the documents to take, chosen by the seed."""
+
     field: str = "text"
     """The field of a line, or the column of a table, that holds the text."""
 

@@ -142,6 +142,37 @@ class Encode(Stage):
         )
 
 
+class Dedup(Stage):
+    """Keep only the first of documents with the same content."""
+
+    key: ClassVar[str] = "dedup"
+    takes: ClassVar[str | None] = "text"
+    gives: ClassVar[str] = "text"
+
+    def summary(self) -> str:
+        """Say what stays."""
+        return "of equal documents only the first stays"
+
+
+class Split(Stage):
+    """Put a share of the documents into PREFIX-val.bin and .idx instead, each once, unshuffled.
+
+    The content of a document decides, so equal documents are on the same side.
+    """
+
+    key: ClassVar[str] = "split"
+    takes: ClassVar[str | None] = "tokens"
+    gives: ClassVar[str] = "tokens"
+    shorthand: ClassVar[str | None] = "validation"
+
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the documents, such as 0.01."""
+
+    def summary(self) -> str:
+        """Say how large the share is."""
+        return f"{self.validation:.4g} of the documents for validation"
+
+
 class RepeatShuffle(Stage):
     """Write the documents pass after pass, each pass in a fresh order."""
 
@@ -153,8 +184,9 @@ class RepeatShuffle(Stage):
     epochs: Annotated[int, Field(ge=1)] = 1
     """How many passes the corpus holds."""
 
-    shuffle: bool = True
-    """Shuffle each pass; without it every pass has the order of the sources."""
+    shuffle: bool | Literal["reference"] = True
+    """Shuffle each pass; ``false`` keeps the order of the sources, ``reference`` shuffles as
+    RWKV-LM's make_data.py does for the seed, in memory."""
 
     seed: int | None = None
     """Seed of the shuffle; the recipe's own if not given."""
@@ -166,6 +198,8 @@ class RepeatShuffle(Stage):
     def summary(self) -> str:
         """Say how many passes and in which order."""
         order = "each in a fresh order" if self.shuffle else "in the order of the sources"
+        if self.shuffle == "reference":
+            order = "shuffled as the reference does"
         return f"{self.epochs} {'pass' if self.epochs == 1 else 'passes'}, {order}"
 
 
@@ -238,7 +272,16 @@ class Plan(Stage):
         return "magic_prime and my_exit_tokens"
 
 
-STAGES: tuple[type[Stage], ...] = (Read, Filter, Encode, RepeatShuffle, WriteBinidx, Plan)
+STAGES: tuple[type[Stage], ...] = (
+    Read,
+    Filter,
+    Dedup,
+    Encode,
+    Split,
+    RepeatShuffle,
+    WriteBinidx,
+    Plan,
+)
 
 
 def check_chain(stages: Sequence[Stage]) -> None:

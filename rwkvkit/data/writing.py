@@ -1,84 +1,268 @@
-"""The second half of a build: the spooled documents, written in their final order."""
+"""The second half of a build: the documents of all parts, written in their final order.
 
-from collections.abc import Sequence
+A pass is a sequence of entries, one for each document and copy that stands in it. A shuffled pass
+sorts them by key, in memory if they fit, else bucket by bucket. Where documents are short and
+their tokens do not fit, the tokens go through the buckets too, since reading them one by one from
+where they lie would be slow.
+"""
+
+import os
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import repeat
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import NDArray
 
 from rwkvkit.data.binidx import BinidxWriter
-from rwkvkit.data.encoding import Index, mask_spool_path, spool_path
-from rwkvkit.data.order import passes
+from rwkvkit.data.buckets import KEY, Buckets, bucket_count
+from rwkvkit.data.corpus import TRAIN, VALIDATION, Corpus, Documents, Reader, copy_documents
+from rwkvkit.data.order import make_keys, sorted_order
+from rwkvkit.data.parts import MASK, TOKENS
 from rwkvkit.data.progress import Progress, Report
-from rwkvkit.data.spool import SpoolReader
+from rwkvkit.data.selection import Selection
+
+_ENTRY = np.dtype([(KEY, "<u8"), ("place", "<i8"), ("size", "<i4")])
+_ENTRY_BYTES = 3 * _ENTRY.itemsize  # of memory for an entry while its bucket is sorted
+_BLOCK_TOKENS = 2 << 20
+_BLOCK_DOCUMENTS = 32 << 10
+_MOST_RESIDENT = 256 << 20
+_SHORT = 16 << 10  # bytes of tokens in a document, on average
+
+Shuffle = Literal["keys", "reference"]
+Piece = tuple[NDArray[np.int64], NDArray[np.int32]]
+"""Places and sizes of some documents that follow one another in the output."""
+Read = Callable[[str, NDArray[np.int64], NDArray[np.int32]], NDArray[Any]]
+"""Returns what documents hold in the files of a suffix, one after another."""
 
 
-def count_tokens(index: Index, repeats: Sequence[int], epochs: int) -> int:
-    """Return the tokens that the whole corpus will have, repetitions counted."""
-    sizes, sources = index.places.sizes, index.ids.sources
-    one_pass = sum(
-        repeat * int(sizes[sources == source].sum(dtype="int64"))
-        for source, repeat in enumerate(repeats)
-    )
-    return epochs * one_pass
+@dataclass(frozen=True)
+class Order:
+    """In which order, and how often, documents stand in the corpus.
+
+    Attributes:
+        repeats: how often the documents of each source stand in a pass. Unshuffled, a source
+            stands that many times in a row.
+        epochs: number of passes.
+        shuffle: by keys, as ``random.Random(seed).shuffle`` does, or None for the natural order.
+        seed: of the shuffle.
+    """
+
+    repeats: Sequence[int]
+    epochs: int
+    shuffle: Shuffle | None
+    seed: int
 
 
-def write_corpus(
-    index: Index,
-    folder: Path,
-    name: str,
-    *,
-    workers: int,
-    repeats: Sequence[int],
-    epochs: int,
-    seed: int | None,
-    report: Report,
-    dtype: DTypeLike = np.uint16,
-    masked: bool = False,
-) -> BinidxWriter:
-    """Write ``folder/name.bin`` and ``.idx``; a block is gathered while the last one is written.
+def count_output(selection: Selection, order: Order) -> tuple[int, int]:
+    """Return documents and tokens that the output will have, repetitions counted."""
+    documents = tokens = 0
+    for some in selection.documents(TRAIN):
+        repeat = order.repeats[some.source]
+        documents += repeat * len(some.sizes)
+        tokens += repeat * int(some.sizes.sum(dtype=np.int64))
+    return order.epochs * documents, order.epochs * tokens
+
+
+class CorpusWriter:
+    """Writes the outputs of a build from its parts.
 
     Args:
-        index: the documents and where they are spooled.
-        folder: holds the spool files.
-        name: of the output.
-        workers: how many spool files there may be.
-        repeats: how often the documents of each source stand in a pass.
-        epochs: number of passes.
-        seed: of the shuffle; None keeps the natural order.
+        corpus: the parts.
+        selection: what stands in which output.
+        folder: for temporary files.
+        memory: bytes that entries, buckets and mapped files may take.
+        threads: how many gather tokens.
         report: called with every block.
-        dtype: of the tokens.
-        masked: whether there are masks to write too.
-
-    Returns:
-        The writer, closed, with its counts and hashes.
-
-    Raises:
-        OSError: the files cannot be written.
     """
-    spools = [spool_path(folder, number) for number in range(workers)]
-    spool = SpoolReader(spools, index.places, dtype)
-    mask_spools = [mask_spool_path(folder, number) for number in range(workers)]
-    masks = SpoolReader(mask_spools, index.places, np.uint8) if masked else None
-    token_bytes = np.dtype(dtype).itemsize
-    total = token_bytes * count_tokens(index, repeats, epochs)
-    documents = tokens = 0
-    with (
-        BinidxWriter(folder / name, dtype, masked=masked) as writer,
-        ThreadPoolExecutor(1) as thread,
-    ):
-        last: Future[None] | None = None
-        for order in passes(index.ids, repeats, epochs=epochs, seed=seed):
-            mask_blocks = masks.blocks(order) if masks else repeat((None, None))
-            for (block, sizes), (mask, _) in zip(spool.blocks(order), mask_blocks, strict=False):
-                if last:
-                    last.result()
-                last = thread.submit(writer.add_many, block, sizes, mask)
-                documents += len(sizes)
-                tokens += len(block)
-                report(Progress("write", token_bytes * tokens, total, documents, tokens, 0))
-        if last:
-            last.result()
-    return writer
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        selection: Selection,
+        folder: Path,
+        *,
+        memory: int,
+        threads: int,
+        report: Report,
+    ) -> None:
+        self._corpus = corpus
+        self._selection = selection
+        self._folder = folder
+        self._memory = memory // 2
+        self._threads = threads
+        self._report = report
+        resident = min(_MOST_RESIDENT, memory // 4)
+        self._suffixes = [TOKENS, MASK] if corpus.masked else [TOKENS]
+        self._readers = {suffix: Reader(corpus, suffix, resident) for suffix in self._suffixes}
+
+    def write(self, prefix: Path, order: Order) -> BinidxWriter:
+        """Write the training set in its order; return the closed writer."""
+        total = count_output(self._selection, order)
+        return self._write(prefix, self._passes(order, total[0] // order.epochs), total[1])
+
+    def write_validation(self, prefix: Path) -> BinidxWriter:
+        """Write the validation set, each document once in natural order; return the writer."""
+        some = list(self._selection.documents(VALIDATION))
+        total = sum(int(documents.sizes.sum(dtype=np.int64)) for documents in some)
+        pieces = ((self._read, (documents.places, documents.sizes)) for documents in some)
+        return self._write(prefix, pieces, total)
+
+    def _passes(self, order: Order, n_entries: int) -> Iterator[tuple[Read, Piece]]:
+        if order.shuffle is None:
+            for _ in range(order.epochs):
+                for documents, _ in self._occurrences(order):
+                    yield self._read, (documents.places, documents.sizes)
+        elif order.shuffle == "reference":
+            for piece in self._reference_passes(order):
+                yield self._read, piece
+        else:
+            for number in range(order.epochs):
+                yield from self._sorted_pass(order, number, n_entries)
+
+    def _occurrences(self, order: Order) -> Iterator[tuple[Documents, int]]:
+        """Yield the documents of a pass in natural order, each with the number of its copy."""
+        for source, repeat in enumerate(order.repeats):
+            for copy in range(repeat):
+                for documents in self._selection.documents(TRAIN, source):
+                    yield documents, copy
+
+    def _reference_passes(self, order: Order) -> Iterator[Piece]:
+        """Shuffle a list again for each pass, as the reference does with its lines."""
+        pieces = [(some.places, some.sizes) for some, _ in self._occurrences(order)]
+        places, sizes = (np.concatenate(column) for column in zip(*pieces, strict=True))
+        lines = list(range(len(places)))
+        generator = random.Random(order.seed)
+        for _ in range(order.epochs):
+            generator.shuffle(lines)
+            numbers = np.array(lines)
+            yield places[numbers], sizes[numbers]
+
+    def _sorted_pass(
+        self, order: Order, number: int, n_entries: int
+    ) -> Iterator[tuple[Read, Piece]]:
+        carried = self._carry_tokens()
+        share = n_entries / max(self._corpus.n_documents, 1)
+        n_bytes = _ENTRY_BYTES * n_entries + (round(share * self._token_bytes()) if carried else 0)
+        buckets = Buckets(self._folder / "pass", bucket_count(n_bytes, self._memory), _ENTRY)
+        carried = carried and buckets.count > 1
+        for documents, copy in self._occurrences(order):
+            entries = np.empty(len(documents.sizes), _ENTRY)
+            words = (number, documents.source, documents.files, documents.offsets, copy)
+            entries[KEY] = make_keys(order.seed, words, len(entries))
+            entries["place"], entries["size"] = documents.places, documents.sizes
+            for bucket, own in buckets.add(entries):
+                if carried:
+                    for suffix in self._suffixes:
+                        for places, sizes in _blocks((entries["place"][own], entries["size"][own])):
+                            buckets.append(bucket, suffix, self._read(suffix, places, sizes))
+        for bucket in range(buckets.count):
+            entries = buckets.take(bucket)
+            read = self._read
+            if carried:
+                entries["place"] = np.cumsum(entries["size"], dtype=np.int64) - entries["size"]
+                held = {
+                    suffix: buckets.take_file(bucket, suffix, self._dtype(suffix))
+                    for suffix in self._suffixes
+                }
+                read = partial(_read_held, held)
+            entries = entries[sorted_order(entries[KEY])]
+            yield read, (entries["place"].copy(), entries["size"].copy())
+        buckets.close()
+
+    def _carry_tokens(self) -> bool:
+        """Whether tokens go through the buckets: where they do not fit, and are in small pieces."""
+        n_bytes = self._token_bytes()
+        short = n_bytes < _SHORT * self._corpus.n_documents
+        return n_bytes > self._memory and (short or n_bytes > _physical_memory() // 2)
+
+    def _token_bytes(self) -> int:
+        width = sum(self._dtype(suffix).itemsize for suffix in self._suffixes)
+        return width * self._corpus.n_tokens
+
+    def _dtype(self, suffix: str) -> np.dtype[Any]:
+        return self._corpus.dtype if suffix == TOKENS else np.dtype(np.uint8)
+
+    def _read(
+        self, suffix: str, places: NDArray[np.int64], sizes: NDArray[np.int32]
+    ) -> NDArray[Any]:
+        return self._readers[suffix].read(places, sizes)
+
+    def _write(
+        self, prefix: Path, pieces: Iterator[tuple[Read, Piece]], n_tokens: int
+    ) -> BinidxWriter:
+        """Gather blocks in threads, ahead of another thread that writes and hashes."""
+        width = self._corpus.dtype.itemsize
+        waiting: deque[Future[tuple[list[NDArray[Any]], NDArray[np.int32]]]] = deque()
+        with (
+            BinidxWriter(prefix, self._corpus.dtype, masked=self._corpus.masked) as writer,
+            ThreadPoolExecutor(self._threads) as gatherers,
+            ThreadPoolExecutor(1) as thread,
+        ):
+            written: Future[None] | None = None
+
+            def pass_on() -> None:
+                nonlocal written
+                (tokens, *mask), sizes = waiting.popleft().result()
+                if written:
+                    written.result()
+                    documents, done = writer.n_documents, writer.n_tokens
+                    self._report(
+                        Progress("write", width * done, width * n_tokens, documents, done, 0)
+                    )
+                written = thread.submit(writer.add_many, tokens, sizes, mask[0] if mask else None)
+
+            for read, piece in pieces:
+                for block in _blocks(piece):
+                    waiting.append(gatherers.submit(self._gather, read, block))
+                    if len(waiting) > self._threads:
+                        pass_on()
+            while waiting:
+                pass_on()
+            if written:
+                written.result()
+            done = writer.n_tokens
+            self._report(
+                Progress("write", width * done, width * n_tokens, writer.n_documents, done, 0)
+            )
+        return writer
+
+    def _gather(self, read: Read, block: Piece) -> tuple[list[NDArray[Any]], NDArray[np.int32]]:
+        places, sizes = block
+        return [read(suffix, places, sizes) for suffix in self._suffixes], sizes
+
+
+def _blocks(piece: Piece) -> Iterator[Piece]:
+    """Cut documents into blocks of a few megabytes of tokens."""
+    places, sizes = piece
+    for first in range(0, len(sizes), _BLOCK_DOCUMENTS):
+        window = slice(first, first + _BLOCK_DOCUMENTS)
+        own_places, own_sizes = places[window], sizes[window]
+        stops = np.cumsum(own_sizes, dtype=np.int64)
+        start = 0
+        while start < len(own_sizes):
+            before = stops[start - 1] if start else 0
+            stop = int(np.searchsorted(stops, before + _BLOCK_TOKENS, side="right"))
+            stop = max(stop, start + 1)
+            yield own_places[start:stop], own_sizes[start:stop]
+            start = stop
+
+
+def _read_held(
+    held: dict[str, NDArray[Any]],
+    suffix: str,
+    places: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+) -> NDArray[Any]:
+    out = np.empty(int(sizes.sum(dtype=np.int64)), held[suffix].dtype)
+    copy_documents(held[suffix], places, sizes, out, np.cumsum(sizes, dtype=np.int64) - sizes)
+    return out
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

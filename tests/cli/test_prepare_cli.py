@@ -136,7 +136,7 @@ def test_bad_lines_can_be_skipped(folder: Path, run) -> None:
     assert json.loads(rejects[0])["raw"] == "broken"
 
 
-def test_interrupted_it_leaves_nothing(folder: Path) -> None:
+def test_interrupted_it_goes_on_where_it_stood(folder: Path, run) -> None:
     document = json.dumps({"text": "words and words " * 500}).encode() + b"\n"
     (folder / "text.jsonl").write_bytes(document * 20_000)
     process = subprocess.Popen(
@@ -146,15 +146,24 @@ def test_interrupted_it_leaves_nothing(folder: Path) -> None:
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not list(folder.glob("out/tiny/.data.build-*/*")):
+    while not list(folder.glob("out/tiny/.data.build/part-*.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
-    assert "interrupted" in err
-    assert not (folder / "out").exists()
+    assert "interrupted; run the same command to go on" in err
+    assert files_in(folder / "out")
+    assert all(name.startswith("tiny/.data.build/") for name in files_in(folder / "out"))
+    # Other input: what was kept does not count.
+    (folder / "text.jsonl").write_bytes(document)
+    assert run("prepare", "r.yaml").code == 0
+    assert files_in(folder / "out") == [
+        "tiny/data.bin",
+        "tiny/data.idx",
+        "tiny/data.manifest.json",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -176,3 +185,32 @@ def test_recipe_mistakes(folder: Path, run, setting: str, message: str) -> None:
     assert message in outcome.err
     assert "hint:" in outcome.err
     assert not (folder / "out").exists()
+
+
+def test_shards_and_a_merge(folder: Path, run) -> None:
+    first = run("prepare", "r.yaml", "--shard", "1/2")
+    assert first.code == 0
+    assert "next: when all 2 are done, rwkvkit prepare r.yaml --merge" in first.out
+    missing = run("prepare", "r.yaml", "--shard", "2/2", "--json")
+    assert missing.facts["parts"] == 0  # a single part is with the first
+    assert run("prepare", "r.yaml", "--merge").code == 0
+    assert "up to date" in run("prepare", "r.yaml", "--shard", "1/2").err
+    assert run("prepare", "r.yaml", "--shard", "1/2", "--merge").code == 2
+    assert run("prepare", "r.yaml", "--shard", "x").code == 2
+
+
+def test_memory_is_a_size(folder: Path, run) -> None:
+    assert run("prepare", "r.yaml", "--memory", "1KiB").code == 0
+    outcome = run("prepare", "r.yaml", "--memory", "much")
+    assert outcome.code == 2
+    assert "'much' is no size such as 512MiB" in outcome.err
+
+
+def test_the_fingerprint_names_what_would_be_built(folder: Path, run) -> None:
+    first = run("prepare", "r.yaml", "--dry-run", "--json").facts["fingerprint"]
+    assert run("prepare", "r.yaml").code == 0
+    manifest = json.loads((folder / "out/tiny/data.manifest.json").read_text())
+    assert manifest["fingerprint"] == first
+    text = (folder / "text.jsonl").read_text()
+    (folder / "text.jsonl").write_text(text.replace("number 1", "number 2"))
+    assert run("prepare", "r.yaml", "--dry-run", "--json").facts["fingerprint"] != first

@@ -38,11 +38,13 @@ def build(tmp_path: Path) -> Callable[..., Build]:
         seed: int = 42,
         ctx_len: int = 16,
         chunk_bytes: int | None = None,
+        task_bytes: int | None = None,
         **chain: Any,
     ) -> Build:
         made = Build(make_chain(read, prefix, **chain), seed=seed, ctx_len=ctx_len)
         if chunk_bytes is not None:
             made._chunk_bytes = chunk_bytes
+        made._task_bytes = task_bytes
         return made
 
     return make

@@ -57,6 +57,24 @@ def test_the_first_bad_line_of_the_corpus_is_named(build, tmp_path, workers):
     assert caught.value.where == f"{tmp_path}/a-2.jsonl:301"
 
 
+@pytest.mark.parametrize("task_bytes", [100, 1000, 5000])
+@pytest.mark.parametrize("line", [3, 250, 401])
+def test_lines_of_all_tasks_of_a_file_count(build, tmp_path, line, task_bytes):
+    lines = [GOOD, b'{"text": "a longer line with \\r\\n in it"}\r\n', b"\n", b'{"text": "r"}\r']
+    lines = (lines * 101)[: line - 1] + [b'{"text": 1}\n'] + lines * 30
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(DataError, match="is a number") as caught:
+        build(str(path), chunk_bytes=100, task_bytes=task_bytes).run()
+    assert caught.value.where == f"{path}:{line}"
+    skipping = build(
+        {"sources": [str(path)], "on_error": "skip"}, chunk_bytes=100, task_bytes=task_bytes
+    )
+    assert skipping.run().rejected == 1
+    written = (tmp_path / "out" / "data.rejects.jsonl").read_text()
+    assert json.loads(written)["line"] == line
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_skipping_writes_rejects_and_counts_them(build, tmp_path, workers):
     path = tmp_path / "in.jsonl"
@@ -165,7 +183,7 @@ def test_an_output_folder_that_cannot_be(build, jsonl, tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("limit", [10_000, 400_000])
 def test_a_full_disk(jsonl, build, tmp_path, workers, limit):
-    """A limit on the size of files stands in for it: the spool, then the output, meets it."""
+    """A limit on the size of files stands in for it: the parts, then the output, meet it."""
     path = jsonl("in.jsonl", ["some words here " * 50] * 500)
     build(path).run()
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
@@ -188,7 +206,8 @@ if __name__ == "__main__":
     script.write_text(code)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert "cannot write the output: File too large" in done.stdout, done.stderr
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+    kept = [p for p in (tmp_path / "out").iterdir() if p.is_file()]
+    assert {p.name: p.read_bytes() for p in kept} == before
 
 
 def test_a_good_output_survives_a_failed_build(build, jsonl, tmp_path):

@@ -29,7 +29,7 @@ if __name__ == "__main__":
     read = Read.model_validate(Read.expand(source))
     chain = [read, Encode(), RepeatShuffle(epochs=2), WriteBinidx(prefix=prefix), Plan()]
     build = Build(chain, seed=42, ctx_len=16)
-    build._chunk_bytes = 20_000
+    build._chunk_bytes, build._task_bytes = 20_000, 100_000
     build.run(workers=workers, progress=stop_at)
 """
 
@@ -73,26 +73,56 @@ def stopped(command: list[str], signum: int) -> int:
     return process.returncode
 
 
+def clean(build, tmp_path) -> dict[str, str]:
+    prefix = tmp_path / "clean" / "data"
+    build(str(tmp_path / "in.jsonl"), prefix=prefix, repeat={"epochs": 2}, plan=True).run()
+    return digests(prefix.parent)
+
+
 @pytest.mark.parametrize(
     ("workers", "phase", "steps"),
-    [(1, "encode", 2), (3, "encode", 20), (1, "write", 2), (2, "write", 1)],
+    [(1, "encode", 2), (1, "encode", 20), (3, "encode", 25), (1, "write", 1), (2, "write", 2)],
 )
 def test_the_same_command_after_a_kill_gives_the_same_bytes(
     command, build, tmp_path, workers, phase, steps
 ):
     assert stopped(command("out", workers, phase, steps), signal.SIGKILL) == -signal.SIGKILL
-    left = [path.name for path in (tmp_path / "out").iterdir()]
-    assert left
-    assert all(name.startswith(".data.build-") for name in left)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".data.build"]
 
     subprocess.run(command("out", workers), check=True)
-    clean = tmp_path / "clean" / "data"
-    build(str(tmp_path / "in.jsonl"), prefix=clean, repeat={"epochs": 2}, plan=True).run()
-    assert digests(tmp_path / "out") == digests(clean.parent)
-    assert sorted(digests(clean.parent)) == ["data.bin", "data.idx", "data.manifest.json"]
+    assert digests(tmp_path / "out") == clean(build, tmp_path)
+    assert sorted(digests(tmp_path / "out")) == ["data.bin", "data.idx", "data.manifest.json"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_interrupt_leaves_nothing(command, tmp_path, workers):
-    assert stopped(command("out", workers, "encode", 3), signal.SIGINT) == -signal.SIGINT
-    assert not (tmp_path / "out").exists()
+def test_an_interrupt_keeps_what_was_done(command, build, tmp_path, workers):
+    assert stopped(command("out", workers, "encode", 25), signal.SIGINT) == -signal.SIGINT
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("part-*.json")}
+    assert kept
+    # Again, to the beginning of the second half: what was there is as it was.
+    assert stopped(command("out", workers, "write", 1), signal.SIGKILL) == -signal.SIGKILL
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    subprocess.run(command("out", workers), check=True)
+    assert digests(tmp_path / "out") == clean(build, tmp_path)
+
+
+def test_damaged_parts_are_made_again(command, build, tmp_path):
+    stopped(command("out", 1, "write", 1), signal.SIGKILL)
+    folder = tmp_path / "out" / ".data.build"
+    tokens, index, gone, *_ = sorted(folder.glob("part-*.tokens"))
+    with tokens.open("r+b") as file:
+        file.write(b"\1\2\3")
+    index.with_suffix(".index").write_bytes(index.with_suffix(".index").read_bytes()[:-1])
+    gone.unlink()
+    last = max(folder.glob("part-*.json"))
+    last.write_text(last.read_text()[:-5])
+    subprocess.run(command("out", 1), check=True)
+    assert digests(tmp_path / "out") == clean(build, tmp_path)
+
+
+def test_a_changed_source_starts_anew(command, build, tmp_path):
+    stopped(command("out", 1, "encode", 25), signal.SIGKILL)
+    source = tmp_path / "in.jsonl"
+    source.write_text(source.read_text().replace("document 1 ", "documenT 1 "))
+    subprocess.run(command("out", 1), check=True)
+    assert digests(tmp_path / "out") == clean(build, tmp_path)

@@ -7,23 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from chunk_cases import chunks
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from line_cases import contents, strict
 
-from rwkvkit.data.chunks import ChunkReader
+from rwkvkit.data.chunks import hash_file, task_chunks
 from rwkvkit.data.documents import read_chunk
 from rwkvkit.data.sources import Source, find_files
+from rwkvkit.data.tasks import make_tasks
 from rwkvkit.errors import DataError
 
 PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 
 
-def read(path: Path, chunk_bytes: int, *, skip_bad: bool = True):
+def read(path: Path, chunk_bytes: int, task_bytes: int | None = None, *, skip_bad: bool = True):
     """Return documents, offsets and the numbers of the bad lines, chunk by chunk."""
-    reader = ChunkReader(find_files([Source(path=str(path))]), chunk_bytes)
     texts, offsets, bad, n_lines = [], [], [], 0
-    for chunk in reader:
+    for chunk in chunks(find_files([Source(path=str(path))]), chunk_bytes, task_bytes):
         found = read_chunk(chunk, skip_bad=skip_bad)
         texts += [text.decode() for text in found.texts]
         offsets += np.asarray(found.offsets).tolist()
@@ -38,13 +39,13 @@ def folder(tmp_path_factory):
 
 
 @settings(max_examples=500, deadline=None)
-@example(b'{"text": "a"}\r\n\r\n{"text": "b"}\r\n', 14, "")
-@example(b'{"text": "' + b"x" * 500 + b'"}\n{"text": "b"}', 3, ".gz")
-@given(contents, st.integers(1, 90), st.sampled_from(list(PACKERS)))
-def test_it_reads_what_a_strict_reader_reads(folder, content, chunk_bytes, suffix):
+@example(b'{"text": "a"}\r\n\r\n{"text": "b"}\r\n', 14, "", 20)
+@example(b'{"text": "' + b"x" * 500 + b'"}\n{"text": "b"}', 3, ".gz", 9)
+@given(contents, st.integers(1, 90), st.sampled_from(list(PACKERS)), st.integers(1, 300))
+def test_it_reads_what_a_strict_reader_reads(folder, content, chunk_bytes, suffix, task_bytes):
     path = folder / f"lines.jsonl{suffix}"
     path.write_bytes(PACKERS[suffix](content))
-    texts, offsets, bad = read(path, chunk_bytes)
+    texts, offsets, bad = read(path, chunk_bytes, task_bytes)
     assert (texts, bad) == strict(content)
     assert offsets == read(path, 1 << 20)[1]
     assert offsets == sorted(set(offsets))
@@ -57,15 +58,18 @@ def test_it_reads_what_a_strict_reader_reads(folder, content, chunk_bytes, suffi
 @given(
     st.lists(st.integers(0, 300), max_size=60),
     st.integers(1, 700),
+    st.integers(1, 1000),
     st.booleans(),
     st.sampled_from(list(PACKERS)),
 )
-def test_no_line_is_lost_or_doubled_at_a_cut(folder, lengths, chunk_bytes, newline, suffix):
+def test_no_line_is_lost_or_doubled_at_a_cut(
+    folder, lengths, chunk_bytes, task_bytes, newline, suffix
+):
     texts = [f"{i} {'x' * length}" for i, length in enumerate(lengths)]
     content = "\n".join(json.dumps({"text": text}) for text in texts) + "\n" * newline
     path = folder / f"cuts.jsonl{suffix}"
     path.write_bytes(PACKERS[suffix](content.encode()))
-    assert read(path, chunk_bytes)[0] == texts
+    assert read(path, chunk_bytes, task_bytes)[0] == texts
 
 
 def test_a_line_longer_than_many_reads(folder):
@@ -118,11 +122,17 @@ def test_hashes_are_those_of_the_files(folder):
     for name in names:
         content = f'{{"text": "{name}"}}\n'.encode() * 1000 if name[0] != "d" else b""
         (own / name).write_bytes(PACKERS[name[7:]](content))
-    reader = ChunkReader(find_files([Source(path=str(own))]), 500)
-    n_bytes = sum(chunk.input_bytes for chunk in reader)
+    inputs = find_files([Source(path=str(own))])
+    hashes: dict[int, str] = {}
+    n_bytes = 0
+    for task in make_tasks(inputs, 5000):
+        if task.hashes_only:
+            hashes[task.first_file] = hash_file(task.files[0])
+        else:
+            n_bytes += sum(chunk.input_bytes for chunk in task_chunks(task, 500, hashes))
     contents = [(own / name).read_bytes() for name in names]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
-    assert [reader.sha256[i] for i in range(4)] == digests
+    assert [hashes[i] for i in range(4)] == digests
     assert n_bytes == sum(map(len, contents))
 
 
@@ -137,7 +147,7 @@ def test_text_files_are_documents_as_they_are(folder):
         )
     for chunk_bytes in (1, 100, 1 << 20):
         inputs = find_files([Source(path=str(own), format="text")])
-        found = [read_chunk(c, skip_bad=False) for c in ChunkReader(inputs, chunk_bytes)]
+        found = [read_chunk(c, skip_bad=False) for c in chunks(inputs, chunk_bytes, 5)]
         assert [text.decode() for part in found for text in part.texts] == contents
         assert [file for part in found for file in part.files] == [0, 1, 2, 3]
 
@@ -152,7 +162,7 @@ def test_text_files_are_documents_as_they_are(folder):
 def test_a_bad_text_file_is_rejected_with_its_line(folder, content, line, reason):
     path = folder / "bad.txt"
     path.write_bytes(content)
-    (chunk,) = ChunkReader(find_files([Source(path=str(path), format="text")]))
+    (chunk,) = chunks(find_files([Source(path=str(path), format="text")]), 1000)
     found = read_chunk(chunk, skip_bad=True)
     assert found.texts == []
     assert found.rejects[0].line == line
@@ -162,7 +172,7 @@ def test_a_bad_text_file_is_rejected_with_its_line(folder, content, line, reason
 def test_a_file_that_shrinks_is_noticed(folder):
     path = folder / "shrinks.jsonl"
     path.write_bytes(b'{"text": "a"}\n' * 10)
-    (chunk,) = ChunkReader(find_files([Source(path=str(path))]))
+    (task,) = make_tasks(find_files([Source(path=str(path))]))
     path.write_bytes(b"")
     with pytest.raises(DataError, match="changed while it was read"):
-        read_chunk(chunk, skip_bad=True)
+        list(task_chunks(task, 1000))

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from chunk_cases import chunks
 from pydantic import ValidationError
 
 from rwkvkit.data.chunk_work import ChunkWork
-from rwkvkit.data.chunks import ChunkReader
 from rwkvkit.data.filters import Filter, share_of_letters, share_of_repeated_lines
 from rwkvkit.data.sources import find_files
 from rwkvkit.data.stages import Encode, Read
@@ -56,7 +56,7 @@ def test_wrong_rules(rules):
 def encoded(read, *stages):
     chain = [Read.model_validate(Read.expand(read)), *stages, Encode()]
     work = ChunkWork(chain)
-    [chunk] = ChunkReader(find_files(chain[0].sources))
+    [chunk] = chunks(find_files(chain[0].sources))
     return work(chunk)
 
 

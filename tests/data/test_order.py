@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvkit.data.order import DocumentIds, passes, shuffle_keys
+from rwkvkit.data.order import below, make_keys, sorted_order, threshold
 
 MASK = 2**64 - 1
 
@@ -14,65 +14,36 @@ def mix(z: int) -> int:
     return z ^ z >> 31
 
 
-def make_ids(triples):
-    columns = np.array(triples, np.uint64).reshape(-1, 3).T
-    return DocumentIds(*columns)
-
-
-IDS = make_ids([(0, 0, 0), (0, 0, 50), (0, 1, 0), (1, 0, 0), (1, 0, 2**40)])
-
-
-@given(st.integers(-(2**70), 2**70), st.integers(0, 10))
-def test_keys_follow_the_documented_formula(seed, number):
-    documents = np.array([0, 2, 4, 4])
-    copies = np.array([0, 0, 0, 1], np.uint64)
-    keys = shuffle_keys(IDS, documents, copies, number, seed)
-    for key, document, copy in zip(keys.tolist(), documents, copies, strict=True):
+@given(
+    st.integers(-(2**70), 2**70),
+    st.integers(0, MASK),
+    st.lists(st.integers(0, MASK), min_size=1, max_size=4),
+)
+def test_keys_follow_the_documented_formula(seed, number, column):
+    keys = make_keys(seed, (number, np.array(column, np.uint64), 1), len(column))
+    for key, word in zip(keys.tolist(), column, strict=True):
         expected = mix(seed & MASK)
-        words = [number, IDS.sources[document], IDS.files[document], IDS.offsets[document], copy]
-        for word in words:
-            expected = mix(expected ^ int(word))
+        for each in (number, word, 1):
+            expected = mix(expected ^ each)
         assert key == expected
 
 
 def test_splitmix64_reference_value():
     # The first output of the published generator seeded with 0.
     assert mix(0) == 0xE220A8397B1DCDAF
+    assert make_keys(0, (), 1).tolist() == [0xE220A8397B1DCDAF]
 
 
-def orders(ids, repeats, epochs, seed):
-    return [order.tolist() for order in passes(ids, repeats, epochs=epochs, seed=seed)]
+@given(st.lists(st.integers(0, 9) | st.integers(0, MASK)))
+def test_equal_keys_keep_their_order(keys):
+    order = sorted_order(np.array(keys, np.uint64)).tolist()
+    assert order == sorted(range(len(keys)), key=keys.__getitem__)
 
 
-def test_without_a_seed_sources_stand_in_a_row():
-    assert orders(IDS, [1, 2], 2, None) == [[0, 1, 2, 3, 4, 3, 4]] * 2
-
-
-@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
-def test_each_pass_holds_each_document_as_often_as_its_source_says(seed, a, b, epochs):
-    made = orders(IDS, [a, b], epochs, seed)
-    assert len(made) == epochs
-    for order in made:
-        assert sorted(order) == sorted([0, 1, 2] * a + [3, 4] * b)
-
-
-def test_orders_differ_between_passes_and_seeds_and_are_spread():
-    ids = make_ids([(0, 0, i) for i in range(2000)])
-    first, second = orders(ids, [1], 2, 1)
-    (other,) = orders(ids, [1], 1, 2)
-    for one, two in ((first, second), (first, other), (first, list(range(2000)))):
-        assert abs(np.corrcoef(one, two)[0, 1]) < 0.1
-    assert orders(ids, [1], 2, 1) == [first, second]
-
-
-def test_a_document_keeps_its_place_relative_to_others_when_some_leave():
-    everything = orders(IDS, [1, 1], 1, 7)[0]
-    fewer = orders(make_ids([(0, 0, 0), (0, 1, 0), (1, 0, 0)]), [1, 1], 1, 7)[0]
-    names = {0: 0, 1: 2, 2: 3}
-    assert [names[i] for i in fewer] == [i for i in everything if i in names.values()]
-
-
-def test_a_source_may_be_empty():
-    ids = make_ids([(1, 0, 0)])
-    assert orders(ids, [3, 2, 5], 1, None) == [[0, 0]]
-    assert orders(make_ids([]), [3], 1, 5) == [[]]
+def test_shares_of_the_keys():
+    keys = make_keys(3, (np.arange(100_000, dtype=np.uint64),), 100_000)
+    for share in (0.01, 0.25, 0.9):
+        assert abs(below(keys, share).mean() - share) < 0.01
+    assert below(np.array([0, MASK], np.uint64), 1.0).all()
+    assert threshold(0.5) == 2**63
+    assert below(np.array([2**63 - 1, 2**63], np.uint64), 0.5).tolist() == [True, False]

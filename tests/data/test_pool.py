@@ -15,8 +15,9 @@ def start(number: int):
     yield partial(work, number)
 
 
-def work(number: int, task: tuple[str, int]) -> tuple[int, int]:
+def work(number: int, task: tuple[str, int], tell) -> tuple[int, int]:
     kind, value = task
+    tell(value)
     if kind == "sleep":
         time.sleep(value / 1000)
     elif kind == "fail":
@@ -55,6 +56,13 @@ def test_an_error_among_the_tasks_waits_for_its_turn(workers):
 
     with pytest.raises(DataError, match="bad"):
         list(ordered_map(start, tasks(), workers))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_the_work_tells_arrives(workers):
+    told = []
+    list(ordered_map(start, [("sleep", i) for i in range(10)], workers, told.append))
+    assert sorted(told) == list(range(10))
 
 
 def test_nothing_to_do():

@@ -12,16 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chunk_cases import chunks
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rwkvkit import WorldTokenizer, open_binidx
 from rwkvkit.data.chunk_work import ChunkWork
-from rwkvkit.data.chunks import ChunkReader
+from rwkvkit.data.chunks import hash_file, task_chunks
 from rwkvkit.data.manifest import read_manifest
 from rwkvkit.data.readers import read_whole_file_chunk
 from rwkvkit.data.sources import Source, find_files
 from rwkvkit.data.stages import Encode, Read
+from rwkvkit.data.tasks import make_tasks
 from rwkvkit.errors import DataError, RecipeError, SetupError
 
 DECODE = WorldTokenizer().decode
@@ -33,17 +35,18 @@ ROWS = [
 def read(chunk_bytes=1 << 20, **keys):
     """Return texts, positions and the numbers of the bad rows."""
     source = Source.model_validate(Source.expand(keys))
-    reader = ChunkReader(find_files([source]), chunk_bytes)
+    inputs = find_files([source])
+    hashed = {}
     texts, positions, bad, lines, n_bytes = [], [], [], 0, 0
-    for chunk in reader:
+    for chunk in (c for task in make_tasks(inputs) for c in task_chunks(task, chunk_bytes, hashed)):
         found = read_whole_file_chunk(chunk, skip_bad=True)
         texts += [text.decode() for text in found.texts]
         positions += np.asarray(found.offsets).tolist()
         bad += [(lines + reject.line, reject.reason) for reject in found.rejects]
         lines += found.n_lines
         n_bytes += chunk.input_bytes
-    assert n_bytes == sum(file.size for file in reader.inputs)
-    assert len(reader.sha256) == len(reader.inputs)
+    assert n_bytes == sum(file.size for file in inputs)
+    assert [hashed[i] for i in range(len(inputs))] == [hash_file(file) for file in inputs]
     return texts, positions, bad
 
 
@@ -80,7 +83,7 @@ def test_tables(tmp_path, write, chunk_bytes):
 
 
 def test_only_the_columns_that_are_needed_are_carried(parquet):
-    chunk = next(iter(ChunkReader(find_files([Source(path=str(parquet), field="q")]))))
+    chunk = chunks(find_files([Source(path=str(parquet), field="q")]))[0]
     assert pa.ipc.open_stream(chunk.data).read_all().column_names == ["q"]
 
 
@@ -416,9 +419,9 @@ def test_wrong_settings(keys):
 def test_positions_of_rows_name_the_documents(parquet):
     chain = [Read.model_validate(Read.expand(str(parquet))), Encode()]
     work = ChunkWork(chain)
-    chunks = [work(chunk) for chunk in ChunkReader(find_files(chain[0].sources), 1000)]
-    assert len(chunks) > 10
-    assert np.concatenate([chunk.offsets for chunk in chunks]).tolist() == list(range(300))
+    encoded = [work(chunk) for chunk in chunks(find_files(chain[0].sources), 1000)]
+    assert len(encoded) > 10
+    assert np.concatenate([chunk.offsets for chunk in encoded]).tolist() == list(range(300))
 
 
 def test_data_packages_load_only_when_needed():

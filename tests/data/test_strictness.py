@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chunk_cases import chunks
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from line_cases import contents, strict
 
 from rwkvkit import BinidxWriter, WorldTokenizer, open_binidx
-from rwkvkit.data.chunks import ChunkReader
 from rwkvkit.data.readers import read_whole_file_chunk
 from rwkvkit.data.sources import Source, find_files
 from rwkvkit.errors import DataError
@@ -97,8 +97,8 @@ def test_a_damaged_table_is_an_error_or_reads_as_it_was(folder, data):
     path.write_bytes(content)
     failure, found = None, []
     try:
-        chunks = list(ChunkReader(find_files([Source(path=str(path))])))
-        found = [read_whole_file_chunk(chunk, skip_bad=True) for chunk in chunks]
+        parts = chunks(find_files([Source(path=str(path))]))
+        found = [read_whole_file_chunk(part, skip_bad=True) for part in parts]
     except DataError as error:
         failure = error
     assert failure is None or failure.where == str(path)

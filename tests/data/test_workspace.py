@@ -1,11 +1,12 @@
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from rwkvkit.data.workspace import publish, workspace
-from rwkvkit.errors import SetupError
+from rwkvkit.data.workspace import publish, shared_workspace, workspace
+from rwkvkit.errors import DataError, SetupError
 
 
 def names(folder: Path) -> list[str]:
@@ -13,77 +14,107 @@ def names(folder: Path) -> list[str]:
 
 
 def test_it_is_beside_the_output_and_gone_afterwards(tmp_path):
-    with workspace(tmp_path / "data") as folder:
-        assert folder.parent == tmp_path
+    with workspace(tmp_path / "data", "f") as folder:
+        assert folder == tmp_path / ".data.build"
         (folder / "file").write_text("x")
     assert names(tmp_path) == []
 
 
-def fail(prefix: Path, error: BaseException) -> None:
-    with workspace(prefix) as folder:
-        (folder / "file").write_text("x")
+def stop(prefix: Path, error: BaseException, *, part: bool, fingerprint: str = "f") -> None:
+    with workspace(prefix, fingerprint) as folder:
+        (folder / "new-1").write_text("half")
+        if part:
+            (folder / "part-000000.tokens").write_text("x")
+            (folder / "part-000000.json").write_text("x")
         raise error
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError(), SystemExit(1)])
-def test_nothing_is_left_by_a_failure_new_folders_included(tmp_path, error):
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError(), SetupError("full")])
+def test_parts_outlive_a_stop_and_nothing_else_does(tmp_path, error):
     with pytest.raises(type(error)):
-        fail(tmp_path / "a" / "b" / "data", error)
+        stop(tmp_path / "data", error, part=True)
+    with workspace(tmp_path / "data", "f") as folder:
+        kept = names(folder)
+    assert kept == ["fingerprint", "lock", "part-000000.json", "part-000000.tokens"]
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "part"), [(KeyboardInterrupt(), False), (DataError("bad"), True)]
+)
+def test_nothing_is_left_without_parts_or_with_bad_data(tmp_path, error, part):
+    with pytest.raises(type(error)):
+        stop(tmp_path / "a" / "b" / "data", error, part=part)
     assert names(tmp_path) == []
 
 
 def test_folders_that_were_there_stay(tmp_path):
     (tmp_path / "a").mkdir()
-    with pytest.raises(ValueError, match="x"):
-        fail(tmp_path / "a" / "b" / "data", ValueError("x"))
+    with pytest.raises(DataError):
+        stop(tmp_path / "a" / "b" / "data", DataError("x"), part=True)
     assert names(tmp_path) == ["a"]
 
 
-def test_what_a_dead_process_left_is_removed_and_nothing_else(tmp_path):
-    stale = tmp_path / ".data.build-old"
-    stale.mkdir()
-    (stale / "spool-0").write_text("x")
-    (tmp_path / ".other.build-old").mkdir()
-    (tmp_path / "data.build-mine").mkdir()
-    with workspace(tmp_path / "data"):
-        assert not stale.exists()
-    assert names(tmp_path) == [".other.build-old", "data.build-mine"]
+@pytest.mark.parametrize("enter", [workspace, shared_workspace])
+def test_what_a_build_of_something_else_left_is_removed(tmp_path, enter):
+    with pytest.raises(KeyboardInterrupt):
+        stop(tmp_path / "data", KeyboardInterrupt(), part=True, fingerprint="other")
+    (tmp_path / ".data.build" / "pass").mkdir()
+    with enter(tmp_path / "data", "f") as folder:
+        assert names(folder) == ["fingerprint", "lock"]
 
 
-def test_glob_characters_in_the_name(tmp_path):
-    (tmp_path / ".d[1].build-old").mkdir()
-    (tmp_path / ".d1.build-old").mkdir()
-    with workspace(tmp_path / "d[1]"):
-        pass
-    assert names(tmp_path) == [".d1.build-old"]
+HOLD = """
+import sys
+from pathlib import Path
+from rwkvkit.data import workspace
+with getattr(workspace, sys.argv[2])(Path(sys.argv[1]), "f"):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(prefix: Path, kind: str):
+    """Another process in the folder; killed afterwards."""
+    command = [sys.executable, "-c", HOLD, str(prefix), kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"in\n"
+        yield
+        other.kill()
 
 
 def test_two_builds_of_one_output_do_not_meet(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from rwkvkit.data.workspace import workspace\n"
-        "with workspace(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "data")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as other:
-        assert other.stdout.readline() == b"in\n"
-        (theirs,) = names(tmp_path)
+    with held(tmp_path / "data", "workspace"):
         with pytest.raises(SetupError, match="another build") as caught:
-            fail(tmp_path / "data", AssertionError())
-        assert theirs in caught.value.hint
-        assert names(tmp_path) == [theirs]
-        other.kill()
-    with workspace(tmp_path / "data") as folder:
-        assert names(tmp_path) == [folder.name]
+            stop(tmp_path / "data", AssertionError(), part=False)
+        assert ".data.build" in caught.value.hint
+        assert names(tmp_path) == [".data.build"]
+    with workspace(tmp_path / "data", "f"):
+        pass
     assert names(tmp_path) == []
+
+
+def test_several_may_share_it_but_not_with_a_build_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("rwkvkit.data.workspace._PATIENCE", 0.0)
+    with held(tmp_path / "data", "shared_workspace"):
+        with shared_workspace(tmp_path / "data", "f") as folder:
+            (folder / "part-000000.json").write_text("x")
+        with pytest.raises(SetupError, match="another build"):
+            stop(tmp_path / "data", AssertionError(), part=False)
+        with (
+            pytest.raises(SetupError, match="another build"),
+            shared_workspace(tmp_path / "data", "g"),
+        ):
+            pass
+    with workspace(tmp_path / "data", "f") as folder:
+        assert "part-000000.json" in names(folder)
 
 
 def test_publishing_replaces_and_removes(tmp_path):
     for suffix in (".bin", ".rejects", ".manifest"):
         (tmp_path / f"data{suffix}").write_text("old")
-    with workspace(tmp_path / "data") as folder:
+    with workspace(tmp_path / "data", "f") as folder:
         (folder / "data.bin").write_text("new")
         (folder / "data.manifest").write_text("new")
         publish(folder, tmp_path / "data", (".bin", ".rejects", ".manifest"))
@@ -103,7 +134,7 @@ def test_a_kill_while_publishing_leaves_no_manifest(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return replace(self, target)
 
-    with workspace(tmp_path / "data") as folder:
+    with workspace(tmp_path / "data", "f") as folder:
         for suffix in (".bin", ".idx", ".manifest"):
             (folder / f"data{suffix}").write_text("new")
         monkeypatch.setattr(Path, "replace", stop_at_the_second)

@@ -1,0 +1,258 @@
+"""The result of a task on disk: tokens, their index, and a record that vouches for both.
+
+A part is a few files of one stem in the folder of a build. Each is written beside its place and
+renamed, the record last, so a part either has a record or is made again. Writers of the same part
+may run at the same time: they write the same bytes.
+
+The index file holds one column after another: offsets (int64), hashes (uint64, two a document, if
+the chain needs them), files (uint32), sizes (int32).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from rwkvkit import files
+from rwkvkit.config import Config
+from rwkvkit.data.chunk_work import EncodedChunk
+from rwkvkit.data.documents import Reject
+
+TOKENS = "tokens"
+MASK = "mask"
+_INDEX = "index"
+_REJECTS = "rejects"
+_RECORD = "json"
+
+
+class PartRecord(Config):
+    """What a part holds, and the hashes of its files."""
+
+    dtype: str
+    """Type of the tokens."""
+    documents: int
+    """Documents in it."""
+    tokens: int
+    """Tokens in it, the 0 at the end of each document included."""
+    lines: int
+    """Lines the task read."""
+    filtered: int
+    """Documents that filters dropped."""
+    rejected: int
+    """Lines that gave no document."""
+    hashed: bool
+    """Whether the index has content hashes."""
+    inputs: dict[str, str]
+    """SHA-256 of every input file the task read whole, by index in the list of inputs."""
+    sha256: dict[str, str]
+    """SHA-256 of the part's own files, by suffix; a file that would be empty is not there."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part.
+
+    Attributes:
+        folder: where it lies.
+        number: of its task.
+        record: what it holds.
+    """
+
+    folder: Path
+    number: int
+    record: PartRecord
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Byte offset of each document's line in its file, [documents]."""
+        return self._column(np.int64, 0)
+
+    @cached_property
+    def hashes(self) -> NDArray[np.uint64]:
+        """Content hash of each document, [documents, 2]."""
+        assert self.record.hashed
+        return self._column(np.uint64, 8, 2).reshape(-1, 2)
+
+    @cached_property
+    def files(self) -> NDArray[np.uint32]:
+        """Index of each document's file in the list of inputs, [documents]."""
+        return self._column(np.uint32, 24 if self.record.hashed else 8)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int32]:
+        """Tokens in each document, the ending 0 included, [documents]."""
+        return self._column(np.int32, 28 if self.record.hashed else 12)
+
+    def path(self, suffix: str) -> Path:
+        """Return where a file of the part lies."""
+        return part_path(self.folder, self.number, suffix)
+
+    def rejects(self) -> Iterator[Reject]:
+        """Yield the lines that gave no document, numbered from the first line of the task."""
+        if self.record.rejected:
+            with self.path(_REJECTS).open(encoding="utf-8") as lines:
+                for line in lines:
+                    yield Reject(**json.loads(line))
+
+    def _column(self, dtype: type, before: int, width: int = 1) -> NDArray[Any]:
+        count = self.record.documents
+        if not count:
+            return np.empty(0, dtype)
+        path = self.path(_INDEX)
+        return np.fromfile(path, dtype, count * width, offset=before * count)
+
+
+def part_path(folder: Path, number: int, suffix: str) -> Path:
+    """Return where a file of a part lies."""
+    return folder / f"part-{number:06d}.{suffix}"
+
+
+def read_record(folder: Path, number: int) -> PartRecord | None:
+    """Return the record of a part, or None if there is none that can be read."""
+    try:
+        return PartRecord.model_validate_json(part_path(folder, number, _RECORD).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def find_part(folder: Path, number: int) -> Part | None:
+    """Return a part if it is there and its files are what its record says, else None."""
+    record = read_record(folder, number)
+    if record is None:
+        return None
+    try:
+        for suffix, sha256 in record.sha256.items():
+            if files.sha256(part_path(folder, number, suffix)) != sha256:
+                return None
+    except OSError:
+        return None
+    return Part(folder, number, record)
+
+
+class PartWriter:
+    """Writes a part from encoded chunks; without ``finish`` the ``with`` block leaves nothing.
+
+    Raises:
+        OSError: the part cannot be written.
+    """
+
+    def __init__(self, folder: Path, number: int, *, hashed: bool) -> None:
+        self._folder = folder
+        self._number = number
+        self._hashed = hashed
+        self._sinks: dict[str, _Sink] = {}
+        self._columns: list[list[NDArray[Any]]] = [[], [], [], []]
+        self._dtype = np.dtype(np.uint16)
+        self.documents = self.tokens = self.lines = self.filtered = self.rejected = 0
+
+    def __enter__(self) -> "PartWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sink in self._sinks.values():
+            sink.discard()
+
+    def add(self, encoded: EncodedChunk) -> None:
+        """Append the documents of a chunk."""
+        hashes = _hashes(encoded) if self._hashed else np.empty((0, 2), np.uint64)
+        arrays: list[NDArray[Any]] = [encoded.offsets, hashes, encoded.files, encoded.sizes]
+        for held, column in zip(self._columns, arrays, strict=True):
+            held.append(column)
+        self._dtype = encoded.tokens.dtype
+        self._write(TOKENS, encoded.tokens)
+        if encoded.mask is not None:
+            self._write(MASK, encoded.mask)
+        for reject in encoded.rejects:
+            line = asdict(reject) | {"line": self.lines + reject.line}
+            self._write(_REJECTS, json.dumps(line).encode() + b"\n")
+        self.documents += len(encoded.sizes)
+        self.tokens += len(encoded.tokens)
+        self.lines += encoded.n_lines
+        self.filtered += encoded.filtered
+        self.rejected += len(encoded.rejects)
+
+    def finish(self, inputs: dict[int, str]) -> Part:
+        """Put the part in its place; ``inputs`` are the hashes of the files read whole."""
+        if self.documents:
+            for held in self._columns:
+                for column in held:
+                    self._write(_INDEX, column)
+        sha256 = {
+            suffix: sink.keep(part_path(self._folder, self._number, suffix))
+            for suffix, sink in self._sinks.items()
+        }
+        record = PartRecord(
+            dtype=self._dtype.name,
+            documents=self.documents,
+            tokens=self.tokens,
+            lines=self.lines,
+            filtered=self.filtered,
+            rejected=self.rejected,
+            hashed=self._hashed,
+            inputs={str(i): digest for i, digest in inputs.items()},
+            sha256=sha256,
+        )
+        with contextlib.closing(_Sink(self._folder)) as sink:
+            sink.write(record.model_dump_json().encode())
+            sink.keep(part_path(self._folder, self._number, _RECORD))
+        return Part(self._folder, self._number, record)
+
+    def _write(self, suffix: str, data: NDArray[Any] | bytes) -> None:
+        view = memoryview(data)  # type: ignore[arg-type]  # an array is a buffer
+        if not view.nbytes:
+            return
+        if suffix not in self._sinks:
+            self._sinks[suffix] = _Sink(self._folder)
+        self._sinks[suffix].write(view.cast("B"))
+
+
+class _Sink:
+    """A new file under a name of its own, hashed as it is written.
+
+    It is not flushed to disk: what a dead machine loses does not fit its record, and is made again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor, name = tempfile.mkstemp(prefix="new-", dir=folder)
+        self._path = Path(name)
+        self._digest = hashlib.sha256()
+
+    def write(self, data: memoryview | bytes) -> None:
+        self._digest.update(data)
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def keep(self, path: Path) -> str:
+        """Put the file in its place and return its hash."""
+        self._path.replace(path)
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def discard(self) -> None:
+        self.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _hashes(encoded: EncodedChunk) -> NDArray[np.uint64]:
+    """Return 128 bits for the content of each document: its own hash, or one of its tokens."""
+    if encoded.hashes is not None:
+        return encoded.hashes
+    data = encoded.tokens.data.cast("B") if len(encoded.tokens) else b""
+    stops = (np.cumsum(encoded.sizes, dtype=np.int64) * encoded.tokens.itemsize).tolist()
+    digests = [
+        hashlib.blake2b(data[start:stop], digest_size=16).digest()
+        for start, stop in zip([0, *stops], stops, strict=False)
+    ]
+    return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
