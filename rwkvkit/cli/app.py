@@ -18,6 +18,7 @@ from rwkvkit.cli.inspect import inspect
 from rwkvkit.cli.prepare import prepare
 from rwkvkit.cli.recipes import recipes
 from rwkvkit.cli.train import train
+from rwkvkit.cli.verify import verify
 from rwkvkit.errors import InterruptedRun, RwkvkitError, SetupError, UsageError
 
 _BUG = 1
@@ -35,7 +36,7 @@ def app() -> None:
     """
 
 
-for command in (prepare, init_weights, train, generate, inspect, recipes):
+for command in (prepare, init_weights, train, generate, inspect, verify, recipes):
     app.add_command(command)
 
 
