@@ -7,11 +7,11 @@ standard library and of the installed packages, every distinct file once, a JSON
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import sysconfig
@@ -27,25 +27,35 @@ import report
 
 SUFFIXES = {".py", ".pyi", ".md", ".rst", ".txt", ".h", ".hpp", ".cuh", ".html", ".js", ".json"}
 
+_IDEOGRAPHS = {letter: 0x4E00 + 53 * letter for letter in range(ord("A"), ord("z") + 1)}
+
 
 def main() -> None:
     """Parse the arguments, run every measurement, print and store the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=200, help="MB of jsonl to use at most")
-    parser.add_argument("--short", action="store_true", help="cut into 300-character documents")
+    parser.add_argument("--size", type=int, default=1000, help="MB of jsonl to make")
+    parser.add_argument(
+        "--kind",
+        choices=["long", "short", "cjk"],
+        default="long",
+        help="whole files, 300-character documents, or CJK with \\u escapes",
+    )
+    parser.add_argument("--memory", type=int, default=2048, help="MiB the builds may take")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        results = measure(Path(folder), arguments.size * 10**6, short=arguments.short)
+        results = measure(
+            Path(folder), arguments.size * 10**6, arguments.kind, arguments.memory << 20
+        )
     report.save(results, arguments.out)
 
 
-def measure(folder: Path, limit: int, *, short: bool) -> dict[str, Any]:
+def measure(folder: Path, limit: int, kind: str, memory: int) -> dict[str, Any]:
     """Make the corpus in ``folder`` and run every measurement on it."""
     results = report.header("numpy", "numba", "orjson", "pyrwkv-tokenizer")
     corpus = folder / "corpus.jsonl"
-    results["corpus"] = make_corpus(corpus, limit, short=short)
+    results["corpus"] = make_corpus(corpus, limit, kind)
     size = results["corpus"]["bytes"]
     print(f"corpus: {size / 1e6:.0f} MB of jsonl, {results['corpus']['documents']:,} documents")
 
@@ -61,9 +71,9 @@ def measure(folder: Path, limit: int, *, short: bool) -> dict[str, Any]:
     results["end_to_end"] = timings
     parts: list[tuple[str, Callable[..., float], tuple[Any, ...]]] = [
         ("plain loop", plain_loop, ()),
-        ("1 worker", build, (1, 1)),
-        ("2 workers", build, (2, 1)),
-        ("1 worker, 3 passes", build, (1, 3)),
+        ("1 worker", build, (1, 1, memory)),
+        ("2 workers", build, (2, 1, memory)),
+        ("2 workers, 3 passes", build, (2, 3, memory)),
     ]
     for name, function, arguments in parts:
         seconds, peak = isolated(function, str(corpus), str(folder / "out"), *arguments)
@@ -72,28 +82,47 @@ def measure(folder: Path, limit: int, *, short: bool) -> dict[str, Any]:
         plain = timings["plain loop"]["seconds"]
         print(
             f"{name + ':':20} {seconds:6.2f} s {mb_per_s:6.0f} MB/s of jsonl, "
-            f"{plain / seconds:5.1f} x the plain loop, largest process {peak:.0f} MB"
+            f"{plain / seconds:5.1f} x the plain loop, all processes {peak:.0f} MB at most"
         )
+    ratio = timings["2 workers, 3 passes"]["seconds"] / timings["2 workers"]["seconds"]
+    results["three_passes_over_one"] = ratio
+    results["load_average"] = os.getloadavg()
+    print(f"three passes take {ratio:.2f} times as long as one; load {os.getloadavg()}")
     return results
 
 
-def make_corpus(path: Path, limit: int, *, short: bool) -> dict[str, Any]:
-    """Write the corpus, distinct files in the order of their paths; return its measures."""
+def make_corpus(path: Path, limit: int, kind: str) -> dict[str, Any]:
+    """Write the corpus, distinct files in the order of their paths; return its measures.
+
+    Where the machine has less text than that, it comes again, each time with another first line.
+    For ``cjk`` every letter becomes an ideograph, which JSON writes as an escape.
+    """
     seen: set[bytes] = set()
-    documents = 0
+    documents = rounds = 0
     with path.open("w", encoding="utf-8") as out:
-        for text in texts():
-            digest = hashlib.sha256(text.encode()).digest()
-            if digest in seen:
-                continue
-            seen.add(digest)
-            step = 300 if short else max(len(text), 1)
-            for start in range(0, len(text), step):
-                out.write(json.dumps({"text": text[start : start + step]}) + "\n")
-                documents += 1
-            if out.tell() >= limit:
-                break
-    return {"bytes": path.stat().st_size, "documents": documents, "files": len(seen)}
+        while out.tell() < limit:
+            rounds += 1
+            for text in texts():
+                digest = hashlib.sha256(text.encode()).digest()
+                if digest in seen and rounds == 1:
+                    continue
+                seen.add(digest)
+                if kind == "cjk":
+                    text = text.translate(_IDEOGRAPHS)
+                text = text if rounds == 1 else f"round {rounds}\n{text}"
+                step = 300 if kind == "short" else max(len(text), 1)
+                for start in range(0, len(text), step):
+                    out.write(json.dumps({"text": text[start : start + step]}) + "\n")
+                    documents += 1
+                if out.tell() >= limit:
+                    break
+    return {
+        "kind": kind,
+        "bytes": path.stat().st_size,
+        "documents": documents,
+        "files": len(seen),
+        "rounds": rounds,
+    }
 
 
 def texts() -> Iterator[str]:
@@ -127,17 +156,36 @@ def cold_starts(folder: Path) -> dict[str, float]:
 def isolated(function: Callable[..., float], *arguments: Any) -> tuple[float, float]:
     """Run a measurement in a process of its own; return its result and the peak memory in MB.
 
-    The peak is that of the largest process, children included.
+    The peak is that of the process and all below it together, shared pages counted once, looked at
+    many times a second.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_with_peak, function, arguments).result()
+        future = pool.submit(function, *arguments)
+        peak = 0.0
+        while not future.done():
+            peak = max(peak, memory_below(os.getpid()))
+            time.sleep(0.05)
+        return future.result(), peak
 
 
-def _with_peak(function: Callable[..., float], arguments: tuple[Any, ...]) -> tuple[float, float]:
-    result = function(*arguments)
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return result, max(u.ru_maxrss for u in usage) * 1024 / 1e6
+def memory_below(root: int) -> float:
+    """Return the proportional memory in MB of all processes that descend from ``root``."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            stat = (folder / "stat").read_text().rpartition(")")[2].split()
+            parents[int(folder.name)] = int(stat[1])
+    total = 0
+    for process in parents:
+        above = parents[process]
+        while above in parents and above != root:
+            above = parents[above]
+        if above == root:
+            with contextlib.suppress(OSError):
+                rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
+                total += int(rollup.partition("\nPss:")[2].split()[0])
+    return total * 1024 / 1e6
 
 
 def encoder_rate(corpus: str) -> float:
@@ -172,7 +220,7 @@ def plain_loop(corpus: str, out: str) -> float:
     return time.perf_counter() - start
 
 
-def build(corpus: str, out: str, workers: int, epochs: int) -> float:
+def build(corpus: str, out: str, workers: int, epochs: int, memory: int) -> float:
     """Time a whole build, shuffled, hashed and planned; the tokenizer is loaded before."""
     from rwkvkit.data.build import Build
     from rwkvkit.data.stages import Encode, Plan, Read, RepeatShuffle, WriteBinidx
@@ -182,7 +230,7 @@ def build(corpus: str, out: str, workers: int, epochs: int) -> float:
     encode.load()
     stages = [read, encode, RepeatShuffle(epochs=epochs), WriteBinidx(prefix=out), Plan()]
     start = time.perf_counter()
-    Build(stages, seed=42, ctx_len=4096).run(workers=workers)
+    Build(stages, seed=42, ctx_len=4096).run(workers=workers, memory=memory)
     return time.perf_counter() - start
 
 

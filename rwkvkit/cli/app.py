@@ -9,6 +9,7 @@ from rwkvkit.cli.inspect import inspect
 from rwkvkit.cli.prepare import prepare
 from rwkvkit.cli.recipes import recipes
 from rwkvkit.cli.train import train
+from rwkvkit.cli.verify import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -23,5 +24,5 @@ def app() -> None:
     """
 
 
-for command in (prepare, init_weights, train, generate, inspect, recipes):
+for command in (prepare, init_weights, train, generate, inspect, verify, recipes):
     app.add_command(command)

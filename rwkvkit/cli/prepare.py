@@ -9,6 +9,8 @@ import click
 from rwkvkit.cli.console import Console, duration, size
 from rwkvkit.cli.options import memory_option, recipe_options, workers_option
 from rwkvkit.data.build import MEMORY, Build
+from rwkvkit.data.card import card_path, write_card
+from rwkvkit.data.encoding import Run
 from rwkvkit.data.manifest import read_manifest
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.shards import Shard
@@ -26,6 +28,12 @@ from rwkvkit.recipe.load import load_recipe
     metavar="N/COUNT",
     help="Do only one share of the work, such as 3/16, or `slurm` in an array; then --merge.",
 )
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Where the work runs: processes of this machine, or a Ray cluster that sees its files.",
+)
 @click.option("--merge", is_flag=True, help="Finish what shards have prepared.")
 def prepare(
     recipe_name: str,
@@ -35,6 +43,7 @@ def prepare(
     workers: int | None,
     memory: int,
     shard: str | None,
+    executor: str,
     merge: bool,
 ) -> None:
     """Make the dataset of RECIPE (a path, or the name of a recipe that ships).
@@ -64,10 +73,14 @@ def prepare(
         return
     if shard and merge:
         raise UsageError("--shard and --merge exclude each other", hint="merge after all shards")
+    if shard and executor != "local":
+        raise UsageError("a shard runs on its own machine: leave --executor out")
     if shard:
         _run_shard(build, Shard.parse(shard, os.environ), console, recipe_name, workers)
         return
-    facts = run_prepare(build, console, workers, memory=memory, merge=merge)
+    facts = run_prepare(
+        build, console, workers, memory=memory, merge=merge, executor=_executor(executor)
+    )
     console.result(f"next: rwkvkit inspect {build.prefix}, or rwkvkit train {recipe_name}")
     console.finish(facts)
 
@@ -79,6 +92,7 @@ def run_prepare(
     *,
     memory: int = MEMORY,
     merge: bool = False,
+    executor: Run | None = None,
 ) -> dict[str, Any]:
     """Build the dataset unless it is up to date; show what happened and return it as facts."""
     status = build.status()
@@ -88,7 +102,11 @@ def run_prepare(
     else:
         console.note(f"prepare: {status.reason}: building {build.prefix}")
         show = _progress(console)
-        manifest = build.run(workers=workers, memory=memory, merge=merge, progress=show)
+        manifest = build.run(
+            workers=workers, memory=memory, merge=merge, executor=executor, progress=show
+        )
+    if not (status.up_to_date and card_path(build.prefix).exists()):
+        write_card(build.prefix, build.vocab)
     plan = manifest.plan
     console.result(
         f"dataset {build.prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens"
@@ -109,6 +127,14 @@ def run_prepare(
         "magic_prime": plan.magic_prime if plan else None,
         "my_exit_tokens": plan.my_exit_tokens if plan else None,
     }
+
+
+def _executor(name: str) -> Run | None:
+    if name == "local":
+        return None
+    from rwkvkit.data.ray_run import run_ray
+
+    return run_ray()
 
 
 def _run_shard(

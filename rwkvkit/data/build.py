@@ -16,7 +16,7 @@ from rwkvkit.data.binidx import BinidxWriter, bin_path
 from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.chunks import CHUNK_BYTES, changed, hash_file
 from rwkvkit.data.corpus import Corpus
-from rwkvkit.data.encoding import TaskWork, encode_tasks, placed_rejects, run_local, writing
+from rwkvkit.data.encoding import Run, TaskWork, encode_tasks, placed_rejects, run_local, writing
 from rwkvkit.data.manifest import Counts, FileRecord, Manifest, manifest_path
 from rwkvkit.data.parts import Part
 from rwkvkit.data.progress import Progress, Report
@@ -25,6 +25,7 @@ from rwkvkit.data.shards import Shard, check_complete, note_count
 from rwkvkit.data.sources import InputFile
 from rwkvkit.data.stages import (
     Dedup,
+    Encode,
     Plan,
     PlanResult,
     Read,
@@ -70,6 +71,7 @@ class Build:
 
     Attributes:
         prefix: path of the output, without suffix.
+        vocab: the vocabulary file that the recipe names, if it does.
 
     Args:
         stages: the chain, in the order of the recipe.
@@ -85,6 +87,7 @@ class Build:
         self._stages = tuple(stages)
         self._read = _stage(stages, Read) or _missing()
         self._work = ChunkWork(stages)
+        self.vocab = (_stage(stages, Encode) or _missing()).vocab
         self._repeat = _stage(stages, RepeatShuffle) or RepeatShuffle(shuffle=False)
         self._plan = _stage(stages, Plan)
         self._ctx_len = ctx_len if self._plan else None
@@ -166,6 +169,7 @@ class Build:
         workers: int | None = None,
         memory: int = MEMORY,
         merge: bool = False,
+        executor: Run | None = None,
         progress: Report | None = None,
     ) -> Manifest:
         """Build the output, whether it is up to date or not.
@@ -178,6 +182,7 @@ class Build:
             memory: bytes that the index of the documents and their tokens may take while they are
                 put in order. The output does not depend on it.
             merge: refuse to start unless shards have made every part.
+            executor: runs the tasks elsewhere, such as ``ray_run.run_ray()``.
             progress: called several times a second.
 
         Returns:
@@ -201,7 +206,7 @@ class Build:
             if merge:
                 check_complete(folder, tasks)
             work = self._task_work(folder)
-            parts = encode_tasks(tasks, work, run=run_local(count), report=report)
+            parts = encode_tasks(tasks, work, run=executor or run_local(count), report=report)
             _check_unchanged(inputs, before)
             manifest = self._finish(folder, inputs, tasks, parts, memory, count, report)
             publish(folder, self.prefix, _SUFFIXES)

@@ -163,6 +163,8 @@ def test_interrupted_it_goes_on_where_it_stood(folder: Path, run) -> None:
         "tiny/data.bin",
         "tiny/data.idx",
         "tiny/data.manifest.json",
+        "tiny/data.md",
+        "tiny/data.png",
     ]
 
 

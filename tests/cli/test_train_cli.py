@@ -67,6 +67,8 @@ def test_one_command_does_everything_and_a_second_one_nothing(folder, run) -> No
             "data.bin",
             "data.idx",
             "data.manifest.json",
+            "data.md",
+            "data.png",
             "loss.png",
             "metrics.jsonl",
             "run.json",

@@ -1,0 +1,152 @@
+"""The card of a dataset: what it is and what is in it, as Markdown with a drawing beside it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvkit import files
+from rwkvkit.data.binidx import Binidx, open_binidx
+from rwkvkit.data.manifest import Manifest, read_manifest
+from rwkvkit.errors import DataError
+from rwkvkit.tokenizer.world import WorldTokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SUFFIX = ".md"
+PLOT_SUFFIX = ".png"
+_BLOCK = 1 << 20
+_MOST_BLOCKS = 64  # of tokens that are counted, spread over the whole
+_SAMPLES = 3
+_SAMPLE_TOKENS = 96
+
+
+def card_path(prefix: Path) -> Path:
+    """Return where the card of a dataset lies."""
+    return prefix.with_name(prefix.name + SUFFIX)
+
+
+def write_card(prefix: Path, vocab: str | None = None) -> None:
+    """Write ``PREFIX.md`` and ``PREFIX.png`` for a dataset that has a manifest.
+
+    Args:
+        prefix: path of the dataset, without suffix.
+        vocab: its vocabulary file, if it is not that of the World models.
+
+    Raises:
+        DataError: the dataset is damaged, or has no manifest.
+        OSError: the files cannot be written.
+    """
+    manifest = read_manifest(prefix)
+    if manifest is None:
+        raise DataError("there is no manifest to make a card from", where=str(prefix))
+    data = open_binidx(prefix)
+    plot = prefix.with_name(prefix.name + PLOT_SUFFIX)
+    with files.replacing(plot) as temporary:
+        _draw(data, temporary)
+    samples = _samples(data, WorldTokenizer(vocab))
+    lines = [*_facts(prefix.name, manifest), "", f"![lengths and token frequencies]({plot.name})"]
+    files.write_text(card_path(prefix), "\n".join([*lines, "", *samples]) + "\n")
+
+
+def _facts(name: str, manifest: Manifest) -> list[str]:
+    rows = [
+        ("documents", f"{manifest.documents:,}"),
+        ("tokens", f"{manifest.tokens:,}"),
+        ("documents read", f"{manifest.documents_in:,}"),
+        ("lines rejected", f"{manifest.rejected:,}"),
+        ("documents filtered out", f"{manifest.filtered:,}"),
+        ("documents outside their source's fraction", f"{manifest.left_out:,}"),
+        ("duplicates dropped", f"{manifest.duplicates:,}"),
+    ]
+    if manifest.validation:
+        held = manifest.validation
+        rows.append(("for validation", f"{held.documents:,} documents, {held.tokens:,} tokens"))
+    rows += [("seed", f"{manifest.seed}"), ("fingerprint", f"`{manifest.fingerprint}`")]
+    lines = [f"# {name}", "", f"Made by rwkvkit {manifest.rwkvkit}.", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in rows]
+    plans = {plan.ctx_len: plan for plan in (*manifest.plans, manifest.plan) if plan}
+    if plans:
+        lines += ["", "| ctx_len | magic_prime | my_exit_tokens |", "|--:|--:|--:|"]
+        lines += [
+            f"| {ctx_len} | {plan.magic_prime} | {plan.my_exit_tokens} |"
+            for ctx_len, plan in sorted(plans.items())
+        ]
+    lines += ["", "| stage | settings |", "|---|---|"]
+    for record in manifest.prepare:
+        shown = ", ".join(f"{key}: {_short(value)}" for key, value in record.settings.items())
+        lines.append(f"| {record.stage} | {shown} |")
+    lines += ["", "| input | bytes | sha256 |", "|---|--:|---|"]
+    lines += [f"| {file.path} | {file.bytes:,} | `{file.sha256}` |" for file in manifest.inputs]
+    return lines
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} of them" if isinstance(value, list) else f"`{value}`"
+
+
+def _samples(data: Binidx, tokenizer: WorldTokenizer) -> list[str]:
+    """Show the beginnings of some documents; with a mask, what counts in the loss is marked."""
+    lines = ["## Samples", ""]
+    if data.has_mask:
+        lines += ["What counts in the loss stands between « and ».", ""]
+    starts = np.cumsum(data.sizes, dtype=np.int64) - data.sizes
+    for number in sorted({len(data) * i // _SAMPLES for i in range(_SAMPLES)}):
+        size = int(data.sizes[number])
+        shown = min(size, _SAMPLE_TOKENS)
+        start = int(starts[number])
+        tokens = data.tokens(start, shown)
+        mask = data.mask(start, shown) if data.has_mask else None
+        text = _marked(tokens, mask, tokenizer) + (" …" if shown < size else "")
+        quoted = [f"    {line}".rstrip() for line in text.splitlines() or [""]]
+        lines += [f"Document {number:,}, {size:,} tokens:", "", *quoted, ""]
+    return lines[:-1]
+
+
+def _marked(tokens: NDArray[Any], mask: NDArray[np.uint8] | None, tokenizer: WorldTokenizer) -> str:
+    if mask is None:
+        return tokenizer.decode(tokens)
+    borders = np.flatnonzero(np.diff(mask)) + 1
+    pieces = zip(np.split(tokens, borders), np.split(mask, borders), strict=True)
+    texts = [(tokenizer.decode(own), own_mask[0]) for own, own_mask in pieces]
+    return "".join(f"«{text}»" if counted else text for text, counted in texts)
+
+
+def _draw(data: Binidx, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    lengths, frequencies = figure.subplots(1, 2)
+    _draw_lengths(lengths, data)
+    _draw_frequencies(frequencies, data)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _draw_lengths(axes: "Axes", data: Binidx) -> None:
+    _, powers = np.frexp(data.sizes.astype(np.float64))  # 2**(power - 1) <= size < 2**power
+    counts = np.bincount(powers)
+    filled = np.flatnonzero(counts)
+    shown = np.arange(filled[0], filled[-1] + 1)
+    axes.bar(shown - 0.5, counts[shown], width=0.9)
+    axes.set_xticks(shown - 1, [f"{2 ** int(power) // 2}" for power in shown], rotation=60)
+    axes.set_title("documents by tokens")
+
+
+def _draw_frequencies(axes: "Axes", data: Binidx) -> None:
+    n_blocks = -(-data.n_tokens // _BLOCK)
+    step = max(1, -(-n_blocks // _MOST_BLOCKS))
+    counts = np.zeros(0, np.int64)
+    for block in range(0, n_blocks, step):
+        start = block * _BLOCK
+        own = np.bincount(data.tokens(start, min(_BLOCK, data.n_tokens - start)))
+        if len(own) > len(counts):
+            counts, own = own, counts
+        counts[: len(own)] += own
+    ranked = np.sort(counts[counts > 0])[::-1]
+    axes.loglog(np.arange(1, len(ranked) + 1), ranked / ranked.sum())
+    axes.set_xlabel("rank of the token")
+    axes.set_title("frequency of tokens")

@@ -1,0 +1,115 @@
+"""Check a dataset against its manifest, down to every token."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from rwkvkit import files
+from rwkvkit.data.binidx import Binidx, bin_path, open_binidx
+from rwkvkit.data.manifest import Counts, Manifest, manifest_path, read_manifest
+from rwkvkit.errors import DataError
+from rwkvkit.tokenizer.world import WorldTokenizer
+
+_BLOCK = 4 << 20  # tokens
+_SAMPLES = 200
+_DAMAGED = "it was changed or damaged: build it again"
+
+
+def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Iterator[str]:
+    """Check a dataset, and yield what was found right, in words, as it is found.
+
+    Checked are the size and hash of every file the manifest names, the counts, the index against
+    the data, the range of every token, the 0 at the end of every document, and that a sample of
+    documents decodes to text which encodes to the same tokens.
+
+    Args:
+        prefix: path of the dataset, with or without suffix.
+        vocab: the vocabulary file, if it is not that of the World models.
+
+    Raises:
+        DataError: something is wrong, or there is no manifest to go by.
+    """
+    path = bin_path(prefix).with_suffix("")
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise DataError(
+            "there is no manifest to go by",
+            where=str(manifest_path(path)),
+            hint="rwkvkit inspect checks a dataset that has none",
+        )
+    for output in manifest.outputs:
+        _check_file(path.with_name(output.path), output.bytes, output.sha256)
+    yield f"{len(manifest.outputs)} files agree with the manifest"
+    tokenizer = WorldTokenizer(vocab)
+    _check_vocabulary(manifest, tokenizer)
+    sets = [(path, Counts(documents=manifest.documents, tokens=manifest.tokens))]
+    if manifest.validation:
+        sets.append((path.with_name(f"{path.name}-val"), manifest.validation))
+    for own, counts in sets:
+        data = open_binidx(own)
+        data.verify()
+        if (len(data), data.n_tokens) != (counts.documents, counts.tokens):
+            raise DataError("the counts are not those of the manifest", where=str(own))
+        yield f"{own.name}: the index agrees with the data"
+        _check_tokens(data, tokenizer)
+        yield f"{own.name}: all {data.n_tokens:,} tokens are in 0..{tokenizer.max_id}"
+        checked = _check_samples(data, tokenizer, segmented=_segmented(manifest))
+        yield f"{own.name}: {checked} sample documents survive a round trip"
+
+
+def _check_file(path: Path, size: int, sha256: str) -> None:
+    try:
+        same = path.stat().st_size == size and files.sha256(path) == sha256
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    if not same:
+        raise DataError("not the file that the manifest describes", where=str(path), hint=_DAMAGED)
+
+
+def _check_vocabulary(manifest: Manifest, tokenizer: WorldTokenizer) -> None:
+    used = [record.settings.get("vocabulary") for record in manifest.prepare]
+    if tokenizer.fingerprint not in used:
+        raise DataError(
+            "the dataset was made with another vocabulary",
+            hint="name its file with --vocab",
+        )
+
+
+def _check_tokens(data: Binidx, tokenizer: WorldTokenizer) -> None:
+    for start in range(0, data.n_tokens, _BLOCK):
+        block = data.tokens(start, min(_BLOCK, data.n_tokens - start))
+        wrong = np.flatnonzero((block < 0) | (block > tokenizer.max_id))
+        if wrong.size:
+            raise DataError(
+                f"token {start + wrong[0]} is {block[wrong[0]]}, not in 0..{tokenizer.max_id}",
+                where=f"{data.prefix}.bin",
+                hint=_DAMAGED,
+            )
+
+
+def _check_samples(data: Binidx, tokenizer: WorldTokenizer, *, segmented: bool) -> int:
+    """Check documents spread over the whole; return their number.
+
+    The segments of a conversation were encoded one by one, so the whole need not give the same
+    tokens; it must be text all the same.
+    """
+    numbers = np.unique(np.linspace(0, len(data) - 1, min(_SAMPLES, len(data)), dtype=np.int64))
+    for number in numbers.tolist():
+        tokens = data[number]
+        where = f"{data.prefix}.bin, document {number}"
+        if not len(tokens) or tokens[-1] != 0:
+            raise DataError("the document does not end with token 0", where=where, hint=_DAMAGED)
+        try:
+            text = tokenizer.decode_bytes(tokens[:-1]).decode()
+        except UnicodeDecodeError as error:
+            raise DataError("the tokens are no text", where=where, hint=_DAMAGED) from error
+        if not segmented and not np.array_equal(tokenizer.encode(text), tokens[:-1]):
+            raise DataError("its text does not encode to its tokens", where=where, hint=_DAMAGED)
+    return len(numbers)
+
+
+def _segmented(manifest: Manifest) -> bool:
+    """Whether the dataset may hold conversations."""
+    sources = [s for record in manifest.prepare for s in record.settings.get("sources", ())]
+    return any(source.get("chat") for source in sources)

@@ -1,0 +1,103 @@
+"""`rwkvkit verify` finds what is wrong, and `prepare` leaves a card."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CHAT = [
+    {"messages": [{"role": "user", "content": f"Question {i}?"},
+                  {"role": "assistant", "content": f"Answer {i}."}]}
+    for i in range(60)
+]  # fmt: skip
+DATA = "out/tiny/data"
+
+
+def test_a_good_dataset(folder: Path, run) -> None:
+    split = "prepare=[{read: text.jsonl}, {encode: {vocab: bytes.txt}}, {split: 0.2}, "
+    assert (
+        run("prepare", "r.yaml", "--set", split + f"{{write-binidx: {DATA}}}, {{plan: {{}}}}]").code
+        == 0
+    )
+    for name in (DATA, f"{DATA}.bin"):
+        outcome = run("verify", name, "--vocab", "bytes.txt")
+        assert outcome.code == 0
+        assert "ok: 4 files agree with the manifest" in outcome.out
+        assert "ok: data-val: the index agrees with the data" in outcome.out
+        assert "sample documents survive a round trip" in outcome.out
+    facts = run("verify", DATA, "--vocab", "bytes.txt", "--json").facts
+    assert len(facts["verified"]) == 7
+    other = run("verify", DATA)
+    assert other.code == 4
+    assert "another vocabulary" in other.err
+    assert "hint: name its file with --vocab" in other.err
+
+
+@pytest.mark.parametrize("suffix", ["bin", "idx"])
+def test_a_flipped_bit_is_found(folder: Path, run, suffix: str) -> None:
+    assert run("prepare", "r.yaml").code == 0
+    path = folder / f"{DATA}.{suffix}"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 4
+    path.write_bytes(content)
+    outcome = run("verify", DATA, "--vocab", "bytes.txt")
+    assert outcome.code == 4
+    assert f"{DATA}.{suffix}: not the file that the manifest describes" in outcome.err
+    path.unlink()
+    assert run("verify", DATA, "--vocab", "bytes.txt").code == 4
+
+
+def forge(folder: Path, change) -> None:
+    """Change tokens, and the manifest so that the hashes agree with them."""
+    from rwkvkit.files import sha256
+
+    path = folder / f"{DATA}.bin"
+    tokens = np.fromfile(path, "<u2")
+    change(tokens)
+    tokens.tofile(path)
+    record = folder / f"{DATA}.manifest.json"
+    manifest = json.loads(record.read_text())
+    manifest["outputs"][0]["sha256"] = sha256(path)
+    record.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("place", "token", "message"),
+    [
+        (5, 60_000, "token 5 is 60000, not in 0..256"),
+        (-1, 7, "the document does not end with token 0"),
+        (3, 0xE9 + 1, "the tokens are no text"),
+    ],
+)
+def test_wrong_tokens_are_found(folder: Path, run, place: int, token: int, message: str) -> None:
+    assert run("prepare", "r.yaml").code == 0
+    forge(folder, lambda tokens: tokens.__setitem__(place, token))
+    outcome = run("verify", DATA, "--vocab", "bytes.txt")
+    assert outcome.code == 4
+    assert message in outcome.err
+
+
+def test_no_manifest_to_go_by(folder: Path, run) -> None:
+    outcome = run("verify", "absent")
+    assert outcome.code == 4
+    assert "no manifest to go by" in outcome.err
+    assert "rwkvkit inspect" in outcome.err
+
+
+def test_the_card_shows_numbers_samples_and_the_mask(folder: Path, run) -> None:
+    (folder / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in CHAT))
+    read = "prepare.read={path: chat.jsonl, chat: messages}"
+    assert run("prepare", "r.yaml", "--set", read).code == 0
+    card = (folder / f"{DATA}.md").read_text()
+    assert "| documents | 120 |" in card
+    assert "chat.jsonl" in card
+    assert "What counts in the loss stands between « and »." in card
+    assert "«" in card.partition("## Samples")[2]
+    assert "Question" in card
+    assert "![lengths and token frequencies](data.png)" in card
+    assert (folder / f"{DATA}.png").read_bytes().startswith(b"\x89PNG")
+    assert run("verify", DATA, "--vocab", "bytes.txt").code == 0
+    (folder / f"{DATA}.md").unlink()
+    assert "up to date" in run("prepare", "r.yaml", "--set", read).err
+    assert (folder / f"{DATA}.md").read_text() == card
