@@ -77,7 +77,7 @@ def _compare(config: ModelConfig, ctx_len: int, rounds: int) -> dict[str, float]
     for round_number in range(rounds + 1):
         for impl, engine in engines.items():
             start = time.perf_counter()
-            engine.step(x, y, lr=1e-4, weight_decay=0.0)
+            engine.step(x, y, None, lr=1e-4, weight_decay=0.0)
             if round_number:  # the first warms up
                 best[impl] = min(best[impl], time.perf_counter() - start)
     tokens = x.numel()

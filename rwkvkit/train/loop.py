@@ -123,10 +123,14 @@ def train(
     with StopRequest() as stop, MetricsLog(files.metrics, done=done) as metrics:
         while done < steps:
             lr, weight_decay = plan.schedule.lr(done), plan.schedule.weight_decay(done)
-            x, y = samples.read(1 + done * batch, batch)
+            x, y, mask = samples.read(1 + done * batch, batch)
             try:
                 result = engine.step(
-                    torch.from_numpy(x), torch.from_numpy(y), lr=lr, weight_decay=weight_decay
+                    torch.from_numpy(x),
+                    torch.from_numpy(y),
+                    None if mask is None else torch.from_numpy(mask),
+                    lr=lr,
+                    weight_decay=weight_decay,
                 )
                 done += 1
                 stopped_by = stop.name

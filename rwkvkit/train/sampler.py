@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,20 @@ def sample_offsets(magic_prime: int, ctx_len: int, start: int, count: int) -> ND
     return np.fromiter((slot * ctx_len for slot in slots), dtype=np.int64, count=count)
 
 
+class Samples(NamedTuple):
+    """What an optimizer step trains on; G samples of T tokens.
+
+    Attributes:
+        x: input ids, int64 [G, T].
+        y: target ids, int64 [G, T]: the token after each input.
+        mask: which targets count in the loss, uint8 [G, T]; None if all do.
+    """
+
+    x: NDArray[np.int64]
+    y: NDArray[np.int64]
+    mask: NDArray[np.uint8] | None
+
+
 @dataclass(frozen=True)
 class SampleReader:
     """Reads the samples of an optimizer step from a dataset in the reference's order.
@@ -51,20 +66,22 @@ class SampleReader:
     ctx_len: int
     vocab_size: int
 
-    def read(self, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return inputs and targets, int64 [count, T] each, of samples ``start …`` (from 1).
+    def read(self, start: int, count: int) -> Samples:
+        """Return samples ``start …`` (from 1), with a mask if the dataset has one.
 
         Raises:
             DataError: a token id does not fit the model's vocabulary.
         """
-        offsets = sample_offsets(self.magic_prime, self.ctx_len, start, count)
-        samples = np.empty((count, self.ctx_len + 1), dtype=np.int64)
-        for row, offset in zip(samples, offsets.tolist(), strict=True):
-            row[:] = self.data.tokens(offset, self.ctx_len + 1)
-        if samples.max() >= self.vocab_size:
+        starts = sample_offsets(self.magic_prime, self.ctx_len, start, count).tolist()
+        length = self.ctx_len + 1
+        tokens = np.stack([self.data.tokens(first, length) for first in starts]).astype(np.int64)
+        if tokens.max() >= self.vocab_size:
             raise DataError(
-                f"token id {samples.max()} is outside the model's vocabulary of {self.vocab_size}",
+                f"token id {tokens.max()} is outside the model's vocabulary of {self.vocab_size}",
                 where=f"{self.data.prefix}.bin",
                 hint="raise the model's vocab_size, or prepare the data with its tokenizer",
             )
-        return samples[:, :-1], samples[:, 1:]
+        mask = None
+        if self.data.has_mask:
+            mask = np.stack([self.data.mask(first, length) for first in starts])[:, 1:]
+        return Samples(tokens[:, :-1], tokens[:, 1:], mask)

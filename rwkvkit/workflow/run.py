@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from rwkvkit import files
-from rwkvkit.data.binidx import Binidx, bin_path, idx_path, open_binidx
+from rwkvkit.data.binidx import Binidx, bin_path, idx_path, mask_path, open_binidx
 from rwkvkit.data.build import Build, Status
 from rwkvkit.data.manifest import read_manifest
 from rwkvkit.errors import RecipeError, SetupError
@@ -235,12 +235,13 @@ class Run:
 def _fingerprint(data: Binidx) -> str:
     """Return a hash of the index and of blocks spread evenly over the tokens: cheap at any size."""
     digest = hashlib.sha256(files.sha256(idx_path(data.prefix)).encode())
-    path = bin_path(data.prefix)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        for block in range(_SAMPLED_BLOCKS):
-            file.seek(max(0, size - _BLOCK_BYTES) * block // (_SAMPLED_BLOCKS - 1))
-            digest.update(file.read(_BLOCK_BYTES))
+    for path in (bin_path(data.prefix), mask_path(data.prefix)):
+        if path.exists():
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                for block in range(_SAMPLED_BLOCKS):
+                    file.seek(max(0, size - _BLOCK_BYTES) * block // (_SAMPLED_BLOCKS - 1))
+                    digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
 
 

@@ -34,10 +34,20 @@ def test_targets_are_inputs_moved_by_one(tmp_path: Path) -> None:
     with BinidxWriter(tmp_path / "data") as writer:
         writer.add(np.arange(100, dtype=np.uint16))
     reader = SampleReader(open_binidx(tmp_path / "data"), 11, 8, vocab_size=100)
-    x, y = reader.read(start=1, count=3)
+    x, y, mask = reader.read(start=1, count=3)
+    assert mask is None
     assert x.shape == y.shape == (3, 8)
     assert (y == x + 1).all()
     assert x[:, 0].tolist() == sample_offsets(11, 8, 1, 3).tolist()
+
+
+def test_the_mask_stands_beside_the_targets(tmp_path: Path) -> None:
+    tokens = np.arange(100, dtype=np.uint16)
+    with BinidxWriter(tmp_path / "data", masked=True) as writer:
+        writer.add(tokens, mask=tokens % 3 == 0)
+    samples = SampleReader(open_binidx(tmp_path / "data"), 11, 8, vocab_size=100).read(1, 3)
+    assert samples.mask is not None
+    assert (samples.mask == (samples.y % 3 == 0)).all()
 
 
 def test_a_token_outside_the_vocabulary(tmp_path: Path) -> None:
