@@ -106,7 +106,7 @@ def run_prepare(
             workers=workers, memory=memory, merge=merge, executor=executor, progress=show
         )
     if not (status.up_to_date and card_path(build.prefix).exists()):
-        write_card(build.prefix, build.vocab)
+        write_card(build.prefix, build.encode.load())
     plan = manifest.plan
     console.result(
         f"dataset {build.prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens"

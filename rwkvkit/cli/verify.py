@@ -11,7 +11,11 @@ from rwkvkit.data.verify import verify_dataset
 
 @click.command(short_help="Check a dataset against its manifest.")
 @click.argument("prefix", type=click.Path(path_type=Path))
-@click.option("--vocab", type=click.Path(path_type=Path), help="Its vocabulary file, if not World.")
+@click.option(
+    "--vocab",
+    type=click.Path(path_type=Path),
+    help="Its vocabulary file or tokenizer.json, if not World.",
+)
 @json_option
 def verify(prefix: Path, vocab: Path | None, as_json: bool) -> None:
     """Check the dataset PREFIX: files and hashes, index, every token, samples of its text.

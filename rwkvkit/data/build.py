@@ -48,7 +48,7 @@ class Build:
 
     Attributes:
         prefix: path of the output, without suffix.
-        vocab: the vocabulary file that the recipe names, if it does.
+        encode: the stage that knows the tokenizer.
 
     Args:
         stages: the chain, in the order of the recipe.
@@ -62,7 +62,7 @@ class Build:
     def __init__(self, stages: Sequence[Stage], *, seed: int, ctx_len: int) -> None:
         self._chain = Chain(stages, seed=seed, ctx_len=ctx_len)
         self.prefix = self._chain.prefix
-        self.vocab = self._chain.vocab
+        self.encode = self._chain.encode
         self._chunk_bytes = CHUNK_BYTES
         self._task_bytes: int | None = None
 

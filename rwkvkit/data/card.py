@@ -10,10 +10,11 @@ from rwkvkit import files
 from rwkvkit.data.binidx import Binidx, open_binidx
 from rwkvkit.data.manifest import Manifest, read_manifest
 from rwkvkit.errors import DataError
-from rwkvkit.tokenizer.world import WorldTokenizer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from rwkvkit.data.stages import Tokenizer
 
 SUFFIX = ".md"
 PLOT_SUFFIX = ".png"
@@ -28,12 +29,12 @@ def card_path(prefix: Path) -> Path:
     return prefix.with_name(prefix.name + SUFFIX)
 
 
-def write_card(prefix: Path, vocab: str | None = None) -> None:
+def write_card(prefix: Path, tokenizer: "Tokenizer") -> None:
     """Write ``PREFIX.md`` and ``PREFIX.png`` for a dataset that has a manifest.
 
     Args:
         prefix: path of the dataset, without suffix.
-        vocab: its vocabulary file, if it is not that of the World models.
+        tokenizer: the one it was made with.
 
     Raises:
         DataError: the dataset is damaged, or has no manifest.
@@ -46,7 +47,7 @@ def write_card(prefix: Path, vocab: str | None = None) -> None:
     plot = prefix.with_name(prefix.name + PLOT_SUFFIX)
     with files.replacing(plot) as temporary:
         _draw(data, temporary)
-    samples = _samples(data, WorldTokenizer(vocab))
+    samples = _samples(data, tokenizer)
     lines = [*_facts(prefix.name, manifest), "", f"![lengths and token frequencies]({plot.name})"]
     files.write_text(card_path(prefix), "\n".join([*lines, "", *samples]) + "\n")
 
@@ -87,7 +88,7 @@ def _short(value: Any) -> str:
     return f"{len(value)} of them" if isinstance(value, list) else f"`{value}`"
 
 
-def _samples(data: Binidx, tokenizer: WorldTokenizer) -> list[str]:
+def _samples(data: Binidx, tokenizer: "Tokenizer") -> list[str]:
     """Show the beginnings of some documents; with a mask, what counts in the loss is marked."""
     lines = ["## Samples", ""]
     if data.has_mask:
@@ -105,7 +106,7 @@ def _samples(data: Binidx, tokenizer: WorldTokenizer) -> list[str]:
     return lines[:-1]
 
 
-def _marked(tokens: NDArray[Any], mask: NDArray[np.uint8] | None, tokenizer: WorldTokenizer) -> str:
+def _marked(tokens: NDArray[Any], mask: NDArray[np.uint8] | None, tokenizer: "Tokenizer") -> str:
     if mask is None:
         return tokenizer.decode(tokens)
     borders = np.flatnonzero(np.diff(mask)) + 1

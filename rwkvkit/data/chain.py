@@ -30,7 +30,7 @@ class Chain:
         prefix: path of the output, without suffix.
         read: where the documents come from.
         work: what happens to each chunk of them.
-        vocab: the vocabulary file that the recipe names, if it does.
+        encode: which tokenizer.
         repeat: passes and shuffling; one unshuffled pass unless the recipe has the stage.
         rules: which documents go where.
         plan: the stage that plans, if there is one.
@@ -51,7 +51,7 @@ class Chain:
         self._stages = tuple(stages)
         self.read = self._the(Read)
         self.work = ChunkWork(stages)
-        self.vocab = self._the(Encode).vocab
+        self.encode = self._the(Encode)
         self.repeat = self._find(RepeatShuffle) or RepeatShuffle(shuffle=False)
         self.plan = self._find(Plan)
         self.ctx_len = ctx_len if self.plan else None

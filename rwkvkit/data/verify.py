@@ -9,7 +9,10 @@ from rwkvkit import files
 from rwkvkit.data.binidx import Binidx, bin_path, open_binidx
 from rwkvkit.data.manifest import Counts, Manifest, manifest_path, read_manifest
 from rwkvkit.errors import DataError
+from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
 from rwkvkit.tokenizer.world import WorldTokenizer
+
+Tokenizer = WorldTokenizer | HuggingFaceTokenizer
 
 _BLOCK = 4 << 20  # tokens
 _SAMPLES = 200
@@ -20,12 +23,12 @@ def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Itera
     """Check a dataset, and yield what was found right, in words, as it is found.
 
     Checked are the size and hash of every file the manifest names, the counts, the index against
-    the data, the range of every token, the 0 at the end of every document, and that a sample of
-    documents decodes to text which encodes to the same tokens.
+    the data, the range of every token, and of a sample of documents that they end as documents do
+    and decode to text; with the World tokenizer, that the text encodes to the same tokens.
 
     Args:
         prefix: path of the dataset, with or without suffix.
-        vocab: the vocabulary file, if it is not that of the World models.
+        vocab: the vocabulary file or ``tokenizer.json``, if it is not that of the World models.
 
     Raises:
         DataError: something is wrong, or there is no manifest to go by.
@@ -41,8 +44,7 @@ def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Itera
     for output in manifest.outputs:
         _check_file(path.with_name(output.path), output.bytes, output.sha256)
     yield f"{len(manifest.outputs)} files agree with the manifest"
-    tokenizer = WorldTokenizer(vocab)
-    _check_vocabulary(manifest, tokenizer)
+    tokenizer = _tokenizer(manifest, vocab)
     sets = [(path, Counts(documents=manifest.documents, tokens=manifest.tokens))]
     if manifest.validation:
         sets.append((path.with_name(f"{path.name}-val"), manifest.validation))
@@ -55,7 +57,7 @@ def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Itera
         _check_tokens(data, tokenizer)
         yield f"{own.name}: all {data.n_tokens:,} tokens are in 0..{tokenizer.max_id}"
         checked = _check_samples(data, tokenizer, segmented=_segmented(manifest))
-        yield f"{own.name}: {checked} sample documents survive a round trip"
+        yield f"{own.name}: {checked} sample documents are text"
 
 
 def _check_file(path: Path, size: int, sha256: str) -> None:
@@ -67,16 +69,25 @@ def _check_file(path: Path, size: int, sha256: str) -> None:
         raise DataError("not the file that the manifest describes", where=str(path), hint=_DAMAGED)
 
 
-def _check_vocabulary(manifest: Manifest, tokenizer: WorldTokenizer) -> None:
-    used = [record.settings.get("vocabulary") for record in manifest.prepare]
-    if tokenizer.fingerprint not in used:
+def _tokenizer(manifest: Manifest, vocab: str | Path | None) -> Tokenizer:
+    """Load the tokenizer and check that the dataset was made with it."""
+    [settings] = [record.settings for record in manifest.prepare if record.stage == "encode"]
+    json_file = vocab is not None and Path(vocab).suffix == ".json"
+    tokenizer: Tokenizer
+    if vocab is not None and json_file:
+        tokenizer = HuggingFaceTokenizer(vocab, settings.get("end"))
+    else:
+        tokenizer = WorldTokenizer(vocab)
+    if tokenizer.fingerprint != settings["vocabulary"]:
         raise DataError(
             "the dataset was made with another vocabulary",
-            hint="name its file with --vocab",
+            where=str(vocab or "World"),
+            hint="name its vocabulary file or tokenizer.json with --vocab",
         )
+    return tokenizer
 
 
-def _check_tokens(data: Binidx, tokenizer: WorldTokenizer) -> None:
+def _check_tokens(data: Binidx, tokenizer: Tokenizer) -> None:
     for start in range(0, data.n_tokens, _BLOCK):
         block = data.tokens(start, min(_BLOCK, data.n_tokens - start))
         wrong = np.flatnonzero((block < 0) | (block > tokenizer.max_id))
@@ -88,7 +99,7 @@ def _check_tokens(data: Binidx, tokenizer: WorldTokenizer) -> None:
             )
 
 
-def _check_samples(data: Binidx, tokenizer: WorldTokenizer, *, segmented: bool) -> int:
+def _check_samples(data: Binidx, tokenizer: Tokenizer, *, segmented: bool) -> int:
     """Check documents spread over the whole; return their number.
 
     The segments of a conversation were encoded one by one, so the whole need not give the same
@@ -98,8 +109,12 @@ def _check_samples(data: Binidx, tokenizer: WorldTokenizer, *, segmented: bool) 
     for number in numbers.tolist():
         tokens = data[number]
         where = f"{data.prefix}.bin, document {number}"
-        if not len(tokens) or tokens[-1] != 0:
-            raise DataError("the document does not end with token 0", where=where, hint=_DAMAGED)
+        if not len(tokens) or tokens[-1] != tokenizer.end_id:
+            what = f"the document does not end with token {tokenizer.end_id}"
+            raise DataError(what, where=where, hint=_DAMAGED)
+        if not isinstance(tokenizer, WorldTokenizer):
+            tokenizer.decode(tokens)
+            continue
         try:
             text = tokenizer.decode_bytes(tokens[:-1]).decode()
         except UnicodeDecodeError as error:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
 
 CHAT = [
     {"messages": [{"role": "user", "content": f"Question {i}?"},
@@ -25,13 +27,13 @@ def test_a_good_dataset(folder: Path, run) -> None:
         assert outcome.code == 0
         assert "ok: 4 files agree with the manifest" in outcome.out
         assert "ok: data-val: the index agrees with the data" in outcome.out
-        assert "sample documents survive a round trip" in outcome.out
+        assert "sample documents are text" in outcome.out
     facts = run("verify", DATA, "--vocab", "bytes.txt", "--json").facts
     assert len(facts["verified"]) == 7
     other = run("verify", DATA)
     assert other.code == 4
     assert "another vocabulary" in other.err
-    assert "hint: name its file with --vocab" in other.err
+    assert "hint: name its vocabulary file or tokenizer.json with --vocab" in other.err
 
 
 @pytest.mark.parametrize("suffix", ["bin", "idx"])
@@ -101,3 +103,33 @@ def test_the_card_shows_numbers_samples_and_the_mask(folder: Path, run) -> None:
     (folder / f"{DATA}.md").unlink()
     assert "up to date" in run("prepare", "r.yaml", "--set", read).err
     assert (folder / f"{DATA}.md").read_text() == card
+
+
+def test_a_dataset_of_another_tokenizer(folder: Path, run) -> None:
+    words = {word: i for i, word in enumerate(["<|endoftext|>", "?", "The", "number", "follows"])}
+    made = tokenizers.Tokenizer(models.WordLevel(words, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save("words.json")
+    assert run("prepare", "r.yaml", "--set", "prepare.encode=words.json").code == 0
+    outcome = run("verify", DATA, "--vocab", "words.json")
+    assert outcome.code == 0, outcome.err
+    assert "sample documents are text" in outcome.out
+    assert run("verify", DATA).code == 4
+    card = (folder / f"{DATA}.md").read_text()
+    assert "The number ? follows" in card
+
+
+def test_a_chat_trains_on_what_the_assistant_says(folder: Path, run) -> None:
+    (folder / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in CHAT))
+    few = ["--set", "train.total_steps=2", "--set", "train.warmup_steps=0"]
+
+    def first_loss(run_dir: str, loss: str) -> float:
+        read = f"prepare.read={{path: text.jsonl, chat: messages, loss: {loss}}}"
+        outcome = run("train", "r.yaml", *few, "--set", read, "--set", f"run_dir={run_dir}")
+        assert outcome.code == 0, outcome.err
+        row = (folder / run_dir / "metrics.jsonl").read_text().splitlines()[0]
+        return json.loads(row)["loss"]
+
+    masked = first_loss("masked", "assistant")
+    assert (folder / f"{DATA}.mask").exists()
+    assert first_loss("plain", "all") != masked
