@@ -9,7 +9,7 @@ class Progress:
     """How far a build is.
 
     Attributes:
-        phase: ``encode`` (inputs to spooled tokens) or ``write`` (spooled tokens to the output).
+        phase: ``encode`` (inputs to parts) or ``write`` (parts to the output).
         bytes_done: bytes of input encoded, or of output written.
         bytes_total: of how many; None where that is not known.
         documents: documents encoded or written so far.
