@@ -130,7 +130,10 @@ def _plain(value: Any, name: str, above: tuple[int, ...] = ()) -> Any:
             raise _tagged(value, name)
         above = (*above, id(value))
     if isinstance(value, CommentedMap):
-        return {str(key): _plain(item, name, above) for key, item in value.items()}
+        return {
+            str(key) if isinstance(key, str) else key: _plain(item, name, above)
+            for key, item in value.items()
+        }
     if isinstance(value, CommentedSeq):
         return [_plain(item, name, above) for item in value]
     if isinstance(value, TaggedScalar):
