@@ -109,18 +109,18 @@ def _overhead(ctx_len: int, steps: int = 60) -> dict[str, float]:
             writer.add(tokens.astype(np.uint16))
         data = open_binidx(prefix)
         plan = plan_training(settings, n_tokens=data.n_tokens, ctx_len=ctx_len)
-        model = build_model(config, init_weights(config, seed=0))
+        engine = TorchEngine(build_model(config, init_weights(config, seed=0)), settings)
         files = RunFiles(Path(folder) / "run")
         ends: list[float] = []
         TorchEngine.step = timed  # type: ignore[method-assign, assignment]
         try:
             start = time.perf_counter()
             train(
-                model,
+                engine,
                 data,
                 plan,
                 files,
-                seed=0,
+                vocab_size=config.vocab_size,
                 report=lambda line: None,
                 progress=lambda now: ends.append(time.perf_counter()),
             )

@@ -1,0 +1,28 @@
+"""The benchmarks run, on sizes that say nothing about speed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL_MODEL = "--rounds 1 --n-layer 1 --n-embd 64 --vocab-size 99 --ctx-len 16 --threads 1".split()
+
+
+@pytest.mark.parametrize(
+    ("script", "size"),
+    [
+        ("ops.py", ["--rounds", "1", "--tokens", "40", "--head-size", "8"]),
+        ("model.py", SMALL_MODEL),
+        ("data.py", ["--size", "2"]),
+    ],
+)
+def test_benchmark(tmp_path: Path, script: str, size: list[str]) -> None:
+    out = tmp_path / "results.json"
+    command = [sys.executable, ROOT / "benchmarks" / script, *size, "--out", out]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())
+    assert {"date", "command", "hardware"} <= results.keys()
