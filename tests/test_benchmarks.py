@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SMALL_MODEL = "--rounds 1 --n-layer 1 --n-embd 64 --vocab-size 99 --ctx-len 16 --threads 1".split()
+SMALL_MODEL = [
+    "--rounds",
+    "1",
+    "--n-layer",
+    "1",
+    "--n-embd",
+    "64",
+    "--vocab-size",
+    "99",
+    "--ctx-len",
+    "16",
+    "--threads",
+    "1",
+]
 
 
 @pytest.mark.parametrize(
