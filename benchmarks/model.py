@@ -21,11 +21,13 @@ from rwkvkit import BinidxWriter, open_binidx
 from rwkvkit.model.checkpoint import build_model
 from rwkvkit.model.config import ARCHS, ModelConfig
 from rwkvkit.model.init import init_weights
+from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.engine import TorchEngine
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.plan import plan_training
+from rwkvkit.train.sampler import SampleReader
 
 SETTINGS = TrainConfig(micro_bsz=4, lr_init=1e-4, lr_final=1e-5, device="cpu", precision="fp32")
 
@@ -72,15 +74,15 @@ def _compare(config: ModelConfig, ctx_len: int, rounds: int) -> dict[str, float]
     }
     generator = torch.Generator().manual_seed(0)
     shape = (SETTINGS.micro_bsz, ctx_len)
-    x, y = (torch.randint(config.vocab_size, shape, generator=generator) for _ in range(2))
+    batch = Batch(*(torch.randint(config.vocab_size, shape, generator=generator) for _ in range(2)))
     best = dict.fromkeys(engines, math.inf)
     for round_number in range(rounds + 1):
         for impl, engine in engines.items():
             start = time.perf_counter()
-            engine.step(x, y, None, lr=1e-4, weight_decay=0.0)
+            engine.step(batch, lr=1e-4, weight_decay=0.0)
             if round_number:  # the first warms up
                 best[impl] = min(best[impl], time.perf_counter() - start)
-    tokens = x.numel()
+    tokens = batch.x.numel()
     return {
         "naive": round(tokens / best["naive"]),
         "chunked": round(tokens / best["chunked"]),
@@ -95,10 +97,10 @@ def _overhead(ctx_len: int, steps: int = 60) -> dict[str, float]:
     inside = 0.0
     step = TorchEngine.step
 
-    def timed(self: TorchEngine, *tensors: torch.Tensor, **rates: float) -> object:
+    def timed(self: TorchEngine, batch: Batch, **rates: float) -> object:
         nonlocal inside
         start = time.perf_counter()
-        result = step(self, *tensors, **rates)
+        result = step(self, batch, **rates)
         inside += time.perf_counter() - start
         return result
 
@@ -117,12 +119,11 @@ def _overhead(ctx_len: int, steps: int = 60) -> dict[str, float]:
             start = time.perf_counter()
             train(
                 engine,
-                data,
+                SampleReader(data, plan.magic_prime, ctx_len, config.vocab_size),
                 plan,
                 files,
-                vocab_size=config.vocab_size,
                 report=lambda line: None,
-                progress=lambda now: ends.append(time.perf_counter()),
+                sinks=[lambda now: ends.append(time.perf_counter())],
             )
         finally:
             TorchEngine.step = step  # type: ignore[method-assign]

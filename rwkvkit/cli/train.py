@@ -1,6 +1,5 @@
 """``rwkvkit train``: everything from text to a trained model."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from rwkvkit.recipe.load import load_recipe
 from rwkvkit.recipe.schema import Recipe, SampleSpec
 
 if TYPE_CHECKING:
-    from rwkvkit.train.loop import Progress
+    from rwkvkit.train.observe import Sink, StepReport
     from rwkvkit.workflow.run import Run
 
 
@@ -54,7 +53,7 @@ def train(
     status = run.status(data, plan)
     console.note(f"train: {'up to date: ' if status.up_to_date else ''}{status.reason}")
     if not status.up_to_date:
-        run.train(data, plan, report=console.note, progress=_shower(console))
+        run.train(data, plan, report=console.note, sinks=[_shower(console)])
     end = run.finished()
     facts |= {"skipped": status.up_to_date, "final": str(run.files.final)} | end
     console.result(
@@ -67,8 +66,8 @@ def train(
     console.finish(facts)
 
 
-def _shower(console: Console) -> "Callable[[Progress], None]":
-    def show(now: "Progress") -> None:
+def _shower(console: Console) -> "Sink":
+    def show(now: "StepReport") -> None:
         console.progress(
             f"step {now.step:,}/{now.steps:,}  loss {now.loss:.4f}  lr {now.lr:.2e}"
             f"  grad {now.grad_norm:.2f}  {now.tokens_per_s:,.0f} tok/s"

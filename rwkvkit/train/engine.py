@@ -1,17 +1,17 @@
 """What the training loop asks of an engine, and the engine for one process."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rwkvkit.errors import DivergedError
 from rwkvkit.model.checkpoint import read_checkpoint, write_archive, write_checkpoint
 from rwkvkit.model.loss import lm_loss
+from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.optimizer import optimizer_groups
 
@@ -35,15 +35,11 @@ class StepResult:
 class Engine(Protocol):
     """Runs optimizer steps and keeps their state; the loop knows nothing else of the hardware."""
 
-    def step(
-        self, x: Tensor, y: Tensor, mask: Tensor | None, *, lr: float, weight_decay: float
-    ) -> StepResult:
+    def step(self, batch: Batch, *, lr: float, weight_decay: float) -> StepResult:
         """Take one optimizer step.
 
         Args:
-            x: input ids, int64 [G, T].
-            y: target ids, int64 [G, T].
-            mask: weight of each target in the loss [G, T]; None: all equal.
+            batch: the samples of the step.
             lr: learning rate before a group's ``lr_scale``.
             weight_decay: weight decay of the groups that decay.
 
@@ -108,21 +104,15 @@ class TorchEngine:
             fused=True,
         )
 
-    def step(
-        self, x: Tensor, y: Tensor, mask: Tensor | None, *, lr: float, weight_decay: float
-    ) -> StepResult:
+    def step(self, batch: Batch, *, lr: float, weight_decay: float) -> StepResult:
         """Take one optimizer step; see ``Engine.step``."""
-        passes = len(x) // self._micro_bsz
-        masks: Sequence[Tensor | None] = [None] * passes if mask is None else mask.chunk(passes)
-        counted = 0 if mask is None else max(1, int(mask.sum()))
+        counted = max(1.0, batch.counted)
         loss = torch.zeros((), device=self._device)
-        for x_micro, y_micro, m_micro in zip(x.chunk(passes), y.chunk(passes), masks, strict=True):
-            logits = self.model(self._moved(x_micro))
-            if m_micro is None:
-                part = lm_loss(logits, self._moved(y_micro)) / passes
-            else:  # each pass weighs as much as it has targets that count
-                share = int(m_micro.sum()) / counted
-                part = lm_loss(logits, self._moved(y_micro), self._moved(m_micro)) * share
+        for micro in batch.split(len(batch.x) // self._micro_bsz):
+            share = micro.counted / counted  # a pass weighs as much as it has targets that count
+            micro = micro.to(self._device)
+            logits = self.model(micro.x, resets=micro.resets)
+            part = lm_loss(logits, micro.y, micro.mask) * share
             part.backward()
             loss += part.detach()
             self._collect_gradients()
@@ -170,9 +160,6 @@ class TorchEngine:
         torch.set_rng_state(state["random"])
         if self._device.type == "cuda" and "random_cuda" in state:  # absent if a CPU saved it
             torch.cuda.set_rng_state(state["random_cuda"])
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, non_blocking=True)
 
     def _collect_gradients(self) -> None:
         if self._shared:

@@ -2,47 +2,20 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from rwkvkit.data.binidx import Binidx
 from rwkvkit.errors import DivergedError, InterruptedRun, RecipeError
+from rwkvkit.train.batch import Sampler
 from rwkvkit.train.checkpoints import CheckpointStore
 from rwkvkit.train.engine import Engine
 from rwkvkit.train.metrics import MetricsLog, plot_loss
+from rwkvkit.train.observe import Probe, Sink, StepReport
 from rwkvkit.train.plan import TrainPlan
-from rwkvkit.train.sampler import SampleReader
 from rwkvkit.train.signals import StopRequest
 
 _WINDOW = 20  # steps
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands after a step.
-
-    Attributes:
-        step: optimizer steps done.
-        steps: optimizer steps of the run.
-        tokens: tokens trained on.
-        loss: cross entropy of the step, nats a token.
-        lr: learning rate of the step.
-        grad_norm: gradient norm before clipping.
-        tokens_per_s: speed over the last steps.
-        eta_s: seconds that remain at that speed.
-    """
-
-    step: int
-    steps: int
-    tokens: int
-    loss: float
-    lr: float
-    grad_norm: float
-    tokens_per_s: float
-    eta_s: float
 
 
 @dataclass(frozen=True)
@@ -83,24 +56,24 @@ class RunFiles:
 
 def train(
     engine: Engine,
-    data: Binidx,
+    samples: Sampler,
     plan: TrainPlan,
     files: RunFiles,
     *,
-    vocab_size: int,
     report: Callable[[str], None],
-    progress: Callable[[Progress], None],
+    sinks: Sequence[Sink] = (),
+    probes: Sequence[Probe] = (),
 ) -> None:
     """Train to the end of the schedule, resuming from the newest whole checkpoint.
 
     Args:
         engine: holds the model with its initial weights.
-        data: the dataset.
+        samples: the data.
         plan: the choices of the run.
         files: where the run's files go.
-        vocab_size: of the model; no token may reach it.
         report: takes lines for people.
-        progress: called after each step.
+        sinks: take the row of each step, beside ``metrics.jsonl``.
+        probes: measure more after a step, such as a validation loss, in this order.
 
     Raises:
         DivergedError: the loss, the gradient or a weight was not finite.
@@ -118,19 +91,13 @@ def train(
             where=str(files.folder),
             hint="give the new run another name or run_dir; this one would replace its results",
         )
-    samples = SampleReader(data, plan.magic_prime, plan.ctx_len, vocab_size)
     clock = Clock(done)
     with StopRequest() as stop, MetricsLog(files.metrics, done=done) as metrics:
         while done < steps:
             lr, weight_decay = plan.schedule.lr(done), plan.schedule.weight_decay(done)
-            x, y, mask = samples.read(1 + done * batch, batch)
             try:
                 result = engine.step(
-                    torch.from_numpy(x),
-                    torch.from_numpy(y),
-                    None if mask is None else torch.from_numpy(mask),
-                    lr=lr,
-                    weight_decay=weight_decay,
+                    samples.read(1 + done * batch, batch), lr=lr, weight_decay=weight_decay
                 )
                 done += 1
                 stopped_by = stop.name
@@ -140,28 +107,21 @@ def train(
             except DivergedError as error:
                 raise _diverged(error, done, store, files) from None
             rate = clock.rate(done) * batch * plan.ctx_len
-            now = Progress(
+            now = StepReport(
                 step=done,
                 steps=steps,
                 tokens=done * batch * plan.ctx_len,
                 loss=result.loss,
                 lr=lr,
+                weight_decay=weight_decay,
                 grad_norm=result.grad_norm,
                 tokens_per_s=rate,
                 eta_s=(steps - done) * batch * plan.ctx_len / rate,
             )
-            metrics.write(
-                {
-                    "step": done,
-                    "tokens": now.tokens,
-                    "loss": result.loss,
-                    "lr": lr,
-                    "weight_decay": weight_decay,
-                    "grad_norm": result.grad_norm,
-                    "tokens_per_s": round(rate, 1),
-                }
-            )
-            progress(now)
+            for probe in probes:
+                now = replace(now, found={**now.found, **probe(done, engine)})
+            for sink in (metrics.write, *sinks):
+                sink(now)
             if save:
                 plot_loss(files.metrics, files.loss_curve)
             if stopped_by and done < steps:

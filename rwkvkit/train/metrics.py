@@ -8,13 +8,13 @@ from types import TracebackType
 import numpy as np
 
 from rwkvkit.files import replacing, write_text
+from rwkvkit.train.observe import StepReport
 
 
 class MetricsLog:
     """Appends a line of JSON for each optimizer step and flushes it.
 
-    Rows: ``step`` (steps done, from 1), ``tokens`` (trained so far), ``loss`` (nats a token),
-    ``lr``, ``weight_decay``, ``grad_norm`` (before clipping), ``tokens_per_s``.
+    Rows are those of ``StepReport.row``.
     """
 
     def __init__(self, path: Path, *, done: int) -> None:
@@ -23,9 +23,9 @@ class MetricsLog:
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, row: dict[str, float]) -> None:
-        """Append one row."""
-        self._file.write(json.dumps(row) + "\n")
+    def write(self, now: StepReport) -> None:
+        """Append the row of a step."""
+        self._file.write(json.dumps(now.row()) + "\n")
         self._file.flush()
 
     def __enter__(self) -> "MetricsLog":

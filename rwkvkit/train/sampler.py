@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rwkvkit.data.binidx import Binidx
 from rwkvkit.errors import DataError
+from rwkvkit.train.batch import Batch
 
 MINI_EPOCH_SAMPLES = 40320
 """Samples in a mini-epoch, the reference's unit of progress."""
@@ -36,20 +37,6 @@ def sample_offsets(magic_prime: int, ctx_len: int, start: int, count: int) -> ND
     return np.fromiter((slot * ctx_len for slot in slots), dtype=np.int64, count=count)
 
 
-class Samples(NamedTuple):
-    """What an optimizer step trains on; G samples of T tokens.
-
-    Attributes:
-        x: input ids, int64 [G, T].
-        y: target ids, int64 [G, T]: the token after each input.
-        mask: which targets count in the loss, uint8 [G, T]; None if all do.
-    """
-
-    x: NDArray[np.int64]
-    y: NDArray[np.int64]
-    mask: NDArray[np.uint8] | None
-
-
 @dataclass(frozen=True)
 class SampleReader:
     """Reads the samples of an optimizer step from a dataset in the reference's order.
@@ -66,7 +53,7 @@ class SampleReader:
     ctx_len: int
     vocab_size: int
 
-    def read(self, start: int, count: int) -> Samples:
+    def read(self, start: int, count: int) -> Batch:
         """Return samples ``start …`` (from 1), with a mask if the dataset has one.
 
         Raises:
@@ -83,5 +70,7 @@ class SampleReader:
             )
         mask = None
         if self.data.has_mask:
-            mask = np.stack([self.data.mask(first, length) for first in starts])[:, 1:]
-        return Samples(tokens[:, :-1], tokens[:, 1:], mask)
+            columns = np.stack([self.data.mask(first, length) for first in starts])
+            mask = torch.from_numpy(columns)[:, 1:]
+        ids = torch.from_numpy(tokens)
+        return Batch(ids[:, :-1], ids[:, 1:], mask)

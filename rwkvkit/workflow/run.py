@@ -1,7 +1,7 @@
 """A recipe's training run: what it is, whether it is done, and doing it."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +22,12 @@ from rwkvkit.recipe.schema import Recipe
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import choose_placement
 from rwkvkit.train.engine import TorchEngine
-from rwkvkit.train.loop import Progress, RunFiles, train
+from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
+from rwkvkit.train.observe import Sink
 from rwkvkit.train.plan import TrainPlan, plan_training
 from rwkvkit.train.record import check_record, read_record, write_record
+from rwkvkit.train.sampler import SampleReader
 from rwkvkit.workflow.weights import InitialWeights
 
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 20
@@ -154,7 +156,7 @@ class Run:
         plan: TrainPlan,
         *,
         report: Callable[[str], None],
-        progress: Callable[[Progress], None],
+        sinks: Sequence[Sink] = (),
     ) -> None:
         """Train to the end of the schedule; see ``rwkvkit.train.loop.train``.
 
@@ -173,12 +175,11 @@ class Run:
             torch.manual_seed(self.recipe.seed)
             train(
                 self._engine(plan),
-                data,
+                SampleReader(data, plan.magic_prime, plan.ctx_len, self.model_config.vocab_size),
                 plan,
                 self.files,
-                vocab_size=self.model_config.vocab_size,
                 report=report,
-                progress=progress,
+                sinks=sinks,
             )
             last = read_metrics(self.files.metrics)[-1]
             end = {key: last[key] for key in ("step", "tokens", "loss")}

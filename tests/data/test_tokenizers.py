@@ -73,8 +73,8 @@ def test_a_wide_vocabulary_from_text_to_samples(build, jsonl, tmp_path, wide):
     assert told["bytes"] == 4 * told["tokens"]
 
     reader = SampleReader(data, manifest.plan.magic_prime, 4, vocab_size=WIDE + 1)
-    x, y, _ = reader.read(start=1, count=manifest.plan.magic_prime)
-    assert max(x.max(), y.max()) == WIDE
+    batch = reader.read(start=1, count=manifest.plan.magic_prime)
+    assert max(batch.x.max(), batch.y.max()) == WIDE
     with pytest.raises(DataError, match="token id 70000 is outside the model's vocabulary"):
         SampleReader(data, manifest.plan.magic_prime, 4, vocab_size=WIDE).read(
             start=1, count=manifest.plan.magic_prime

@@ -13,6 +13,7 @@ from rwkvkit.errors import DivergedError
 from rwkvkit.model.checkpoint import build_model
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.init import init_weights
+from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.engine import TorchEngine
 
@@ -40,7 +41,7 @@ def batch(seed: int, size: int = 4) -> tuple[Tensor, Tensor]:
 
 
 def step(engine: TorchEngine, seed: int, lr: float = 1e-3) -> float:
-    return engine.step(*batch(seed), None, lr=lr, weight_decay=0.01).loss
+    return engine.step(Batch(*batch(seed)), lr=lr, weight_decay=0.01).loss
 
 
 @pytest.mark.parametrize("name", ["x052", "x060", "x070"])
@@ -64,7 +65,7 @@ def test_the_losses_of_the_reference(name: str) -> None:
     )
     engine = TorchEngine(load_model(weights), config)
     losses = [
-        engine.step(x, y, None, lr=optimizer["lr"], weight_decay=optimizer["weight_decay"]).loss
+        engine.step(Batch(x, y), lr=optimizer["lr"], weight_decay=optimizer["weight_decay"]).loss
         for _ in trajectory
     ]
     assert losses == pytest.approx(trajectory, rel=1e-5)
@@ -84,13 +85,13 @@ def test_a_mask_counts_targets_however_they_are_spread() -> None:
     mask = (torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.3).byte()
     mask[2] = 0  # a sample without any target that counts
     whole, parts = engine_of(), engine_of(micro_bsz=1, accumulate_grad_batches=4)
-    ours = whole.step(x, y, mask, lr=1e-3, weight_decay=0.0)
-    theirs = parts.step(x, y, mask, lr=1e-3, weight_decay=0.0)
+    ours = whole.step(Batch(x, y, mask), lr=1e-3, weight_decay=0.0)
+    theirs = parts.step(Batch(x, y, mask), lr=1e-3, weight_decay=0.0)
     assert theirs.loss == pytest.approx(ours.loss, rel=1e-5)
     assert theirs.grad_norm == pytest.approx(ours.grad_norm, rel=1e-4)
     other = y.masked_fill(mask == 0, 7)  # targets that do not count change nothing
-    assert engine_of().step(x, other, mask, lr=1e-3, weight_decay=0.0) == ours
-    assert engine_of().step(x, y, None, lr=1e-3, weight_decay=0.0).loss != ours.loss
+    assert engine_of().step(Batch(x, other, mask), lr=1e-3, weight_decay=0.0) == ours
+    assert engine_of().step(Batch(x, y), lr=1e-3, weight_decay=0.0).loss != ours.loss
 
 
 def test_masters_keep_what_bf16_would_round_away() -> None:
@@ -155,10 +156,10 @@ def test_weight_decay_reaches_the_matrices_only() -> None:
     engine.model.requires_grad_(True)
     before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
     x, y = batch(0)
-    engine.step(x, y, None, lr=0.0, weight_decay=0.5)  # lr scales decay too: nothing may move
+    engine.step(Batch(x, y), lr=0.0, weight_decay=0.5)  # lr scales decay too: nothing may move
     for name, tensor in engine.model.state_dict().items():
         assert torch.equal(tensor, before[name])
-    engine.step(x, y, None, lr=1e-3, weight_decay=1000.0)  # 1 - lr · wd = 0
+    engine.step(Batch(x, y), lr=1e-3, weight_decay=1000.0)  # 1 - lr · wd = 0
     assert engine.model.state_dict()["blocks.0.att.key.weight"].abs().max() < 0.01
     assert engine.model.state_dict()["blocks.0.ln1.weight"].mean() > 0.9
 

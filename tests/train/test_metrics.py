@@ -3,24 +3,44 @@
 from pathlib import Path
 
 from rwkvkit.train.metrics import MetricsLog, plot_loss, read_metrics
+from rwkvkit.train.observe import StepReport
+
+
+def reports(first: int, last: int) -> list[StepReport]:
+    return [
+        StepReport(
+            step=step,
+            steps=9,
+            tokens=step * 8,
+            loss=10 / step,
+            lr=1e-3,
+            weight_decay=0.0,
+            grad_norm=1.0,
+            tokens_per_s=8.04,
+            eta_s=1.0,
+            found={"val_loss": 2.0} if step == 3 else {},
+        )
+        for step in range(first, last)
+    ]
 
 
 def rows(first: int, last: int) -> list[dict[str, float]]:
-    return [{"step": step, "tokens": step * 8, "loss": 10 / step} for step in range(first, last)]
+    return [now.row() for now in reports(first, last)]
 
 
 def test_append_resume_and_plot(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
     with MetricsLog(path, done=0) as log:
-        for row in rows(1, 8):
-            log.write(row)
+        for now in reports(1, 8):
+            log.write(now)
     with path.open("a") as file:
         file.write('{"step": 8, "tok')  # a kill in the middle of a line
     assert read_metrics(path) == rows(1, 8)
     with MetricsLog(path, done=5) as log:
         assert read_metrics(path) == rows(1, 6)
-        log.write(rows(6, 7)[0])
+        log.write(reports(6, 7)[0])
     assert read_metrics(path) == rows(1, 7)
+    assert [row.get("val_loss") for row in read_metrics(path)] == [None, None, 2.0, *[None] * 3]
     plot_loss(path, tmp_path / "run" / "loss.png")
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(file.name for file in path.parent.iterdir()) == ["loss.png", "metrics.jsonl"]

@@ -34,8 +34,9 @@ def test_targets_are_inputs_moved_by_one(tmp_path: Path) -> None:
     with BinidxWriter(tmp_path / "data") as writer:
         writer.add(np.arange(100, dtype=np.uint16))
     reader = SampleReader(open_binidx(tmp_path / "data"), 11, 8, vocab_size=100)
-    x, y, mask = reader.read(start=1, count=3)
-    assert mask is None
+    batch = reader.read(start=1, count=3)
+    x, y = batch.x, batch.y
+    assert batch.mask is None
     assert x.shape == y.shape == (3, 8)
     assert (y == x + 1).all()
     assert x[:, 0].tolist() == sample_offsets(11, 8, 1, 3).tolist()

@@ -1,0 +1,61 @@
+"""What an optimizer step trains on, and who supplies it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """G samples of T tokens.
+
+    Attributes:
+        x: input ids, int64 [G, T].
+        y: target ids, int64 [G, T]: the token after each input.
+        mask: the weight of each target in the loss [G, T]; None: all equal.
+        resets: bool [G, T], True where a new document starts; None: each sample is one text.
+    """
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor | None = None
+    resets: Tensor | None = None
+
+    @property
+    def counted(self) -> float:
+        """The weights of all targets together; their number without a mask."""
+        return float(self.y.numel() if self.mask is None else self.mask.sum())
+
+    def split(self, parts: int) -> "list[Batch]":
+        """Cut into ``parts`` equal runs of samples, in order."""
+        columns = [
+            [None] * parts if tensor is None else torch.chunk(tensor, parts)
+            for tensor in (self.x, self.y, self.mask, self.resets)
+        ]
+        return [Batch(*row) for row in zip(*columns, strict=True)]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on ``device``."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        x, y = (tensor.to(device, non_blocking=True) for tensor in (self.x, self.y))
+        return Batch(x, y, moved(self.mask), moved(self.resets))
+
+
+class Sampler(Protocol):
+    """Numbers the samples of a run from 1, so that the position in the data is one integer.
+
+    An optimizer step of global batch G trains on samples ``1 + step · G … step · G + G``, whatever
+    the number of processes and of passes; a process may read any part of them.
+    """
+
+    def read(self, start: int, count: int) -> Batch:
+        """Return samples ``start … start + count - 1``.
+
+        Raises:
+            DataError: a token id does not fit the model's vocabulary.
+        """
