@@ -1,12 +1,13 @@
 """Small parts that the architectures share.
 
-B batch, T tokens, C n_embd, H heads, N head size.
+B batch, T tokens, C n_embd, H heads, N head size, V vocab_size.
 """
 
 import torch
 from torch import Tensor, nn
 
 from rwkvkit.model.config import ModelConfig
+from rwkvkit.model.loss import head_loss
 from rwkvkit.ops.inputs import Impl
 
 
@@ -33,6 +34,29 @@ class TimeMixing(nn.Module):
         if not hasattr(self, "time_state"):
             return None
         return self.time_state if self.state_is_value_key else self.time_state.mT
+
+
+class Head(nn.Linear):
+    """From the last hidden layer to logits, or at once to the loss, which needs no logits.
+
+    Both are the module's own forward: engines that keep a part of each weight (ZeRO-3) gather it
+    for as long as that runs.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.n_embd, config.vocab_size, bias=False)
+
+    def forward(
+        self, x: Tensor, targets: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return logits [B, T, V] of x [B, T, C], or the loss where ``targets`` [B, T] are given.
+
+        Args:
+            x: hidden values [B, T, C].
+            targets: token ids [B, T].
+            mask: the weight of each target [B, T]; None: all equal.
+        """
+        return super().forward(x) if targets is None else head_loss(x, self.weight, targets, mask)
 
 
 def shift(x: Tensor, last: Tensor | None, resets: Tensor | None) -> Tensor:

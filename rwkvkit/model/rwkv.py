@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from rwkvkit.errors import UsageError
 from rwkvkit.model import x052, x060, x070
 from rwkvkit.model.config import ModelConfig
-from rwkvkit.model.layers import linear, wide
+from rwkvkit.model.layers import Head, linear, wide
+from rwkvkit.model.loss import lm_loss
 from rwkvkit.model.state import State
 from rwkvkit.ops.inputs import Impl
 
@@ -40,15 +41,20 @@ class RWKV(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer, impl) for layer in range(config.n_layer))
         self.ln_out = nn.LayerNorm(config.n_embd)
-        self.head = linear(config.n_embd, config.vocab_size)
+        self.head = Head(config)
         if config.head_qk:
             self.head_q = linear(config.n_embd, config.head_qk)
             self.head_k = linear(config.n_embd, config.head_qk)
 
     def forward(
-        self, idx: Tensor, state: State | None = None, resets: Tensor | None = None
+        self,
+        idx: Tensor,
+        state: State | None = None,
+        resets: Tensor | None = None,
+        targets: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, State]:
-        """Predict the token after each token.
+        """Predict the token after each token, or say how well it is predicted.
 
         Without a state the tokens are the start of a document (GPT mode). With one they continue
         what the state remembers, by any number of tokens; one at a time is the RNN mode.
@@ -58,14 +64,17 @@ class RWKV(nn.Module):
             state: what came before, from :meth:`zero_state` or an earlier call.
             resets: bool [B, T], True where a new document starts: nothing of what came before
                 reaches that token or a later one.
+            targets: the token after each token, int64 [B, T]: return the loss, not the logits,
+                which then are never held as a whole (but by HeadQK).
+            mask: weight of each target in the loss [B, T], see :func:`~rwkvkit.lm_loss`.
 
         Returns:
-            Logits [B, T, V] in the weights' dtype; with a state, also the state after the last
-            token.
+            Logits [B, T, V] in the weights' dtype, or the loss, a scalar in float32; with a state,
+            also the state after the last token.
 
         Raises:
-            UsageError: ``idx`` is not [B, T] with at least one token, or a state is given to a
-                model with HeadQK, which needs the whole context.
+            UsageError: ``idx`` is not [B, T] with at least one token, shapes do not fit together,
+                or a state is given to a model with HeadQK, which needs the whole context.
         """
         if idx.dim() != 2 or 0 in idx.shape:
             raise UsageError(
@@ -92,10 +101,27 @@ class RWKV(nn.Module):
                 x, v_first, memory = block(x, v_first, resets, memory)
             after.append(memory)
         x = self.ln_out(x)
-        logits = self.head(x)
         if self.config.head_qk:
-            logits = self._with_copies(logits, x, idx, resets)
-        return logits if state is None else (logits, State.stack(after))
+            result = self._with_copies(self.head(x), x, idx, resets)
+            result = result if targets is None else lm_loss(result, targets, mask)
+        else:
+            result = self.head(x, targets, mask)
+        return result if state is None else (result, State.stack(after))
+
+    def loss(
+        self,
+        idx: Tensor,
+        targets: Tensor,
+        mask: Tensor | None = None,
+        state: State | None = None,
+        resets: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, State]:
+        """Return the loss of predicting ``targets``, with a state also the state after it.
+
+        The same as :meth:`forward` with targets; arguments and errors are described there.
+        """
+        result: Tensor | tuple[Tensor, State] = self(idx, state, resets, targets, mask)
+        return result
 
     def zero_state(self, batch_size: int) -> State:
         """Return the state at a document's start: zero, or the tuned ``time_state``.
