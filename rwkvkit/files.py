@@ -56,6 +56,17 @@ def locked(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
+def cache_folder() -> Path | None:
+    """Return the user's folder for what can be made again, ``~/.cache/rwkvkit``; None: no home.
+
+    ``XDG_CACHE_HOME`` moves it, as the XDG specification says. It may not exist.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    with contextlib.suppress(RuntimeError):
+        return (Path(base) if base else Path.home() / ".cache") / "rwkvkit"
+    return None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:

@@ -4,7 +4,6 @@ import ast
 import contextlib
 import hashlib
 import importlib.util
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -155,11 +154,8 @@ def _build(tokens: dict[int, bytes]) -> Vocabulary:
 
 
 def _cache_path(key: str) -> Path | None:
-    base = os.environ.get("XDG_CACHE_HOME")
-    with contextlib.suppress(RuntimeError):
-        folder = Path(base) if base else Path.home() / ".cache"
-        return folder / "rwkvkit" / f"vocabulary-{_CACHE_VERSION}-{key[:32]}.npz"
-    return None
+    folder = files.cache_folder()
+    return folder and folder / f"vocabulary-{_CACHE_VERSION}-{key[:32]}.npz"
 
 
 def _read_cache(path: Path) -> Vocabulary | None:
