@@ -68,12 +68,21 @@ def train(
 
 def _shower(console: Console) -> "Sink":
     def show(now: "StepReport") -> None:
-        console.progress(
-            f"step {now.step:,}/{now.steps:,}  loss {now.loss:.4f}  lr {now.lr:.2e}"
-            f"  grad {now.grad_norm:.2f}  {now.tokens_per_s:,.0f} tok/s"
-            f"  ETA {duration(now.eta_s)}",
-            last=now.step == now.steps,
-        )
+        parts = [
+            f"step {now.step:,}/{now.steps:,}",
+            f"loss {now.loss:.4f}",
+            f"mean {now.loss_smooth:.4f}",
+            f"lr {now.lr:.2e}",
+            f"grad {now.grad_norm:.2f}",
+            f"{now.tokens_per_s:,.0f} tok/s",
+            f"MFU {now.mfu:.1%}" if now.mfu is not None else "",
+            f"{now.peak_memory_gb:.1f} GB",
+            f"wait {now.data_wait_s * 1e3:.0f} ms",
+            f"{now.skipped:,} skipped" if now.skipped else "",
+            f"{now.tokens:,} tokens",
+            f"ETA {duration(now.eta_s)}",
+        ]
+        console.progress("  ".join(part for part in parts if part), last=now.step == now.steps)
 
     return show
 

@@ -21,6 +21,7 @@ def reference() -> str:
         parts += _inner_sections(f"prepare: {stage.key}", stage)
     parts.append(_section("model", ModelSpec))
     parts.append(_section("train", TrainConfig))
+    parts += _inner_sections("train", TrainConfig)
     parts.append(_section("sample", SampleSpec))
     return "\n".join(parts)
 

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rwkvkit.config import Config, Count
+from rwkvkit.train.guard import GuardConfig
 
 
 class TrainConfig(Config):
@@ -50,6 +51,8 @@ class TrainConfig(Config):
     """Optimizer steps between checkpoints; a mini-epoch or a tenth of the run unless given."""
     keep: int = Field(default=3, ge=1)
     """How many of the newest checkpoints stay."""
+    guards: GuardConfig = GuardConfig()
+    """What is done about gradients that are not finite and about loss spikes."""
 
     @model_validator(mode="after")
     def _one_end(self) -> "TrainConfig":

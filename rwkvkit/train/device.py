@@ -1,5 +1,8 @@
 """Choose where and in which precision to train, and say why."""
 
+import re
+import resource
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +10,31 @@ import torch
 from rwkvkit.errors import RecipeError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+# Dense bf16 products with fp32 sums, 1e12 operations a second, from the maker's data sheets. The
+# first whose words occur in the device's name counts.
+_PEAK = {
+    "B200": 2250,
+    "H200": 989,
+    "GH200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "H800": 989,
+    "A100": 312,
+    "A800": 312,
+    "L40S": 362,
+    "L40": 181,
+    "L4": 121,
+    "RTX A6000": 155,
+    "A40": 150,
+    "A10G": 70,
+    "A10": 125,
+    "RTX 5090": 210,
+    "RTX 4090": 165,
+    "RTX 3090": 71,
+}
 
 
 @dataclass(frozen=True)
@@ -63,3 +91,26 @@ def choose_placement(device: str, precision: str, begun_in: str | None = None) -
         dtype, why = torch.float32, "this device does not compute in bf16 at speed"
     name = "fp32" if dtype == torch.float32 else "bf16 with fp32 masters"
     return Placement(place, dtype, (device_reason, f"precision {name}: {why}"))
+
+
+def peak_flops(placement: Placement) -> float | None:
+    """Return the operations a second that a device can do in bf16; None where that is unknown."""
+    if placement.device.type != "cuda" or placement.dtype != torch.bfloat16:
+        return None
+    return _peak_of(torch.cuda.get_device_name(placement.device))
+
+
+def _peak_of(name: str) -> float | None:
+    if "Laptop" in name:
+        return None
+    return next(
+        (peak * 1e12 for part, peak in _PEAK.items() if re.search(rf"\b{part}\b", name)), None
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes in use so far: a GPU's by torch, otherwise the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,7 +1,7 @@
 """What the training loop asks of an engine, and the engine for one process."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,10 +26,12 @@ class StepResult:
     Attributes:
         loss: mean cross entropy over the global batch, before the update.
         grad_norm: norm of the whole gradient before clipping.
+        skipped: whether loss or gradient was not finite: weights and moments are as before.
     """
 
     loss: float
     grad_norm: float
+    skipped: bool = False
 
 
 class Engine(Protocol):
@@ -42,9 +44,6 @@ class Engine(Protocol):
             batch: the samples of the step.
             lr: learning rate before a group's ``lr_scale``.
             weight_decay: weight decay of the groups that decay.
-
-        Raises:
-            DivergedError: the loss or the gradient is not finite; the weights are unchanged.
         """
 
     def save(self, folder: Path) -> None:
@@ -120,7 +119,7 @@ class TorchEngine:
         result = StepResult(loss.item(), grad_norm.item())
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self._optimizer.zero_grad()
-            raise DivergedError(f"loss {result.loss}, gradient norm {result.grad_norm}")
+            return replace(result, skipped=True)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
             group["weight_decay"] = weight_decay if group["decays"] else 0.0

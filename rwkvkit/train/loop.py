@@ -1,7 +1,5 @@
 """The training loop, from top to bottom."""
 
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,13 +7,13 @@ from pathlib import Path
 from rwkvkit.errors import DivergedError, InterruptedRun, RecipeError
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.checkpoints import CheckpointStore
-from rwkvkit.train.engine import Engine
+from rwkvkit.train.engine import Engine, StepResult
 from rwkvkit.train.metrics import MetricsLog, plot_loss
 from rwkvkit.train.observe import Probe, Sink, StepReport
 from rwkvkit.train.plan import TrainPlan
+from rwkvkit.train.prefetch import Prefetch
 from rwkvkit.train.signals import StopRequest
-
-_WINDOW = 20  # steps
+from rwkvkit.train.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ def train(
     report: Callable[[str], None],
     sinks: Sequence[Sink] = (),
     probes: Sequence[Probe] = (),
+    utilisation: float | None = None,
 ) -> None:
     """Train to the end of the schedule, resuming from the newest whole checkpoint.
 
@@ -74,9 +73,10 @@ def train(
         report: takes lines for people.
         sinks: take the row of each step, beside ``metrics.jsonl``.
         probes: measure more after a step, such as a validation loss, in this order.
+        utilisation: share of the hardware's peak that one token a second takes; None: unknown.
 
     Raises:
-        DivergedError: the loss, the gradient or a weight was not finite.
+        DivergedError: too many gradients in a row, or a weight, were not finite.
         InterruptedRun: SIGINT or SIGTERM asked to stop; a checkpoint was saved.
         SetupError: a checkpoint could not be saved.
         DataError: a token is outside the vocabulary, or every checkpoint is damaged.
@@ -91,38 +91,39 @@ def train(
             where=str(files.folder),
             hint="give the new run another name or run_dir; this one would replace its results",
         )
-    clock = Clock(done)
-    with StopRequest() as stop, MetricsLog(files.metrics, done=done) as metrics:
+    due = False
+    with (
+        StopRequest() as stop,
+        MetricsLog(files.metrics, done=done) as metrics,
+        Prefetch(samples, stride=batch, end=steps * batch) as ready,
+    ):
+        watch = Watch(plan, done, metrics.rows, utilisation)
         while done < steps:
             lr, weight_decay = plan.schedule.lr(done), plan.schedule.weight_decay(done)
-            try:
-                result = engine.step(
-                    samples.read(1 + done * batch, batch), lr=lr, weight_decay=weight_decay
-                )
-                done += 1
-                stopped_by = stop.name
-                save = stopped_by or done % plan.save_every == 0 or done == steps
-                if save:
-                    store.save(done, engine.save)
-            except DivergedError as error:
-                raise _diverged(error, done, store, files) from None
-            rate = clock.rate(done) * batch * plan.ctx_len
-            now = StepReport(
-                step=done,
-                steps=steps,
-                tokens=done * batch * plan.ctx_len,
-                loss=result.loss,
-                lr=lr,
-                weight_decay=weight_decay,
-                grad_norm=result.grad_norm,
-                tokens_per_s=rate,
-                eta_s=(steps - done) * batch * plan.ctx_len / rate,
+            result = engine.step(
+                ready.read(1 + done * batch, batch), lr=lr, weight_decay=weight_decay
             )
+            done += 1
+            now = watch.report(
+                done, result, lr=lr, weight_decay=weight_decay, waited_s=ready.waited_s
+            )
+            if now.spike is not None:
+                now = _meet_spike(now, plan, engine, store, report)
             for probe in probes:
                 now = replace(now, found={**now.found, **probe(done, engine)})
             for sink in (metrics.write, *sinks):
                 sink(now)
-            if save:
+            if result.skipped:
+                _meet_skip(now, result, plan, store, files, report)
+            stopped_by = stop.name
+            # Weights that give no finite gradient are no place to resume from: the save waits.
+            due = due or done % plan.save_every == 0 or now.rolled_back_to is not None
+            if stopped_by or done == steps or (due and not result.skipped):
+                due = False
+                try:
+                    store.save(done, engine.save)
+                except DivergedError as error:
+                    raise _diverged(error, done, store, files) from None
                 plot_loss(files.metrics, files.loss_curve)
             if stopped_by and done < steps:
                 raise InterruptedRun(
@@ -146,17 +147,49 @@ def _resume(
     return newest.step
 
 
-class Clock:
-    """Measures speed over the newest steps, so that it follows a machine that others use too."""
+def _meet_spike(
+    now: StepReport,
+    plan: TrainPlan,
+    engine: Engine,
+    store: CheckpointStore,
+    report: Callable[[str], None],
+) -> StepReport:
+    """Report a loss spike and, if the recipe says so, take the weights of the last checkpoint.
 
-    def __init__(self, done: int) -> None:
-        self._ends = deque([(done, time.monotonic())], maxlen=_WINDOW)
+    The step count stays: schedule and samples go on after the spike.
+    """
+    what = f"step {now.step:,}: loss {now.loss:.4f} is {now.spike:.1f} sigma above its mean"
+    if plan.config.guards.on_spike == "flag":
+        report(what)
+        return now
+    last = store.newest(report)
+    if last is None:
+        report(f"{what}; there is no checkpoint to roll back to yet")
+        return now
+    engine.load(last.folder)
+    report(f"{what}; rolled back to the weights of step {last.step:,}, its samples are left out")
+    return replace(now, rolled_back_to=last.step)
 
-    def rate(self, done: int) -> float:
-        """Return steps a second, now that ``done`` steps are done."""
-        self._ends.append((done, time.monotonic()))
-        (first, since), (last, now) = self._ends[0], self._ends[-1]
-        return (last - first) / max(now - since, 1e-9)
+
+def _meet_skip(
+    now: StepReport,
+    result: StepResult,
+    plan: TrainPlan,
+    store: CheckpointStore,
+    files: RunFiles,
+    report: Callable[[str], None],
+) -> None:
+    """Report a step without a finite gradient.
+
+    Raises:
+        DivergedError: too many in a row.
+    """
+    found = f"loss {result.loss}, gradient norm {result.grad_norm}"
+    if now.skipped_in_a_row < min(plan.config.guards.max_skipped, now.steps):
+        report(f"step {now.step:,} skipped: {found}; {now.skipped:,} skipped so far")
+        return
+    error = DivergedError(f"{now.skipped_in_a_row:,} steps in a row were skipped: {found}")
+    raise _diverged(error, now.step, store, files)
 
 
 def _diverged(

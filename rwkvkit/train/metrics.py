@@ -4,6 +4,7 @@ import contextlib
 import json
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +16,15 @@ class MetricsLog:
     """Appends a line of JSON for each optimizer step and flushes it.
 
     Rows are those of ``StepReport.row``.
+
+    Attributes:
+        rows: those of the steps done before.
     """
 
     def __init__(self, path: Path, *, done: int) -> None:
         """Open the log of a run that has ``done`` steps; rows of later steps are cut off."""
-        kept = [row for row in read_metrics(path) if row["step"] <= done]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.rows = [row for row in read_metrics(path) if row["step"] <= done]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, now: StepReport) -> None:
@@ -40,7 +44,7 @@ class MetricsLog:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a log; a line that a kill cut short, or that is no row, is left out."""
     if not path.exists():
         return []
@@ -54,20 +58,20 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def plot_loss(metrics: Path, picture: Path) -> None:
-    """Draw the loss and its running mean over the tokens of a run, as PNG."""
+    """Draw the loss and its exponential mean over the tokens of a run, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = read_metrics(metrics)
     tokens = [row["tokens"] for row in rows]
-    loss = np.array([row["loss"] for row in rows])
-    window = np.ones(min(len(loss), 1 + 2 * (len(loss) // 40)))
-    mean = np.convolve(loss, window, "same") / np.convolve(np.ones(len(loss)), window, "same")
+    loss, smooth = (
+        np.array([row.get(name) for row in rows], dtype=float) for name in ("loss", "loss_smooth")
+    )
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(tokens, loss, linewidth=0.6, alpha=0.4, color="tab:blue", label="loss")
-    axes.plot(tokens, mean, linewidth=1.6, color="tab:blue", label=f"mean of {len(window)} steps")
+    axes.plot(tokens, smooth, linewidth=1.6, color="tab:blue", label="smoothed")
     axes.set_xlabel("tokens")
     axes.set_ylabel("cross entropy (nats a token)")
     axes.grid(alpha=0.3)

@@ -17,10 +17,11 @@ from rwkvkit.data.manifest import read_manifest
 from rwkvkit.errors import RecipeError, SetupError
 from rwkvkit.model.checkpoint import build_model, read_checkpoint
 from rwkvkit.model.config import ModelConfig, reasons
+from rwkvkit.model.flops import train_flops
 from rwkvkit.recipe.dataset import dataset_prefix, make_build
 from rwkvkit.recipe.schema import Recipe
 from rwkvkit.train.config import TrainConfig
-from rwkvkit.train.device import choose_placement
+from rwkvkit.train.device import choose_placement, peak_flops
 from rwkvkit.train.engine import TorchEngine
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
@@ -180,10 +181,16 @@ class Run:
                 self.files,
                 report=report,
                 sinks=sinks,
+                utilisation=self._utilisation(plan),
             )
-            last = read_metrics(self.files.metrics)[-1]
-            end = {key: last[key] for key in ("step", "tokens", "loss")}
+            rows = read_metrics(self.files.metrics)
+            loss = next(row["loss"] for row in reversed(rows) if row["loss"] is not None)
+            end = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "loss": loss}
             write_record(folder, record | {"finished": end})
+
+    def _utilisation(self, plan: TrainPlan) -> float | None:
+        peak = peak_flops(plan.placement)
+        return None if peak is None else train_flops(self.model_config) / peak
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """The log of a run survives kills and resumes without doubled rows."""
 
+import math
 from pathlib import Path
 
 from rwkvkit.train.metrics import MetricsLog, plot_loss, read_metrics
@@ -12,12 +13,13 @@ def reports(first: int, last: int) -> list[StepReport]:
             step=step,
             steps=9,
             tokens=step * 8,
-            loss=10 / step,
+            loss=math.nan if step == 4 else 10 / step,
             lr=1e-3,
             weight_decay=0.0,
             grad_norm=1.0,
             tokens_per_s=8.04,
             eta_s=1.0,
+            loss_smooth=10 / step + 0.1,
             found={"val_loss": 2.0} if step == 3 else {},
         )
         for step in range(first, last)
@@ -41,6 +43,8 @@ def test_append_resume_and_plot(tmp_path: Path) -> None:
         log.write(reports(6, 7)[0])
     assert read_metrics(path) == rows(1, 7)
     assert [row.get("val_loss") for row in read_metrics(path)] == [None, None, 2.0, *[None] * 3]
+    assert [row["loss"] is None for row in read_metrics(path)] == [*[False] * 3, True, *[False] * 2]
+    assert "NaN" not in path.read_text()
     plot_loss(path, tmp_path / "run" / "loss.png")
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(file.name for file in path.parent.iterdir()) == ["loss.png", "metrics.jsonl"]
