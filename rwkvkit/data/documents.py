@@ -150,8 +150,8 @@ def _split(data: bytes) -> tuple[list[bytes], NDArray[np.int64]]:
         lines = [data[a:b] for a, b in zip(starts.tolist(), stops, strict=True)]
     else:
         lines = data.split(b"\n")
-        newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
-        starts = np.concatenate([np.zeros(1, np.int64), newlines + 1])
+        lengths = np.fromiter(map(len, lines), np.int64, len(lines))
+        starts = np.cumsum(lengths + 1) - lengths - 1
     if not lines[-1]:
         lines.pop()
         starts = starts[:-1]

@@ -1,5 +1,6 @@
 """The World tokenizer: greedy longest match over UTF-8 bytes."""
 
+import threading
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from os import PathLike
@@ -16,6 +17,7 @@ END_BYTE = b"\xff"
 """Ends each document of a joined buffer; it is in no valid UTF-8."""
 
 _SHORT = 2048  # bytes; longer texts are walked in several lanes at once
+_MOST_ROOM = 8 << 20  # ids
 
 
 class WorldTokenizer:
@@ -48,6 +50,7 @@ class WorldTokenizer:
         path = Path(vocab_path) if vocab_path is not None else vocabulary.find()
         self._vocabulary = vocabulary.load(path)
         self.fingerprint = self._vocabulary.fingerprint
+        self._thread = threading.local()
         self.max_id = int(np.flatnonzero(self._vocabulary.sizes)[-1])
 
     def encode(self, text: str) -> NDArray[np.uint16]:
@@ -129,13 +132,23 @@ class WorldTokenizer:
 
     def _encode(self, data: bytes) -> NDArray[np.uint16]:
         text = np.frombuffer(data, np.uint8)
-        out = np.empty(len(text), np.uint16)
+        out = self._room(len(text))
         tables = self._vocabulary.tables
         if len(text) < _SHORT:
             count = trie.encode_short(text, tables.slots, tables.roots, out)
         else:
             count = trie.encode_long(text, *tables, out)
         return out[:count].copy()
+
+    def _room(self, size: int) -> NDArray[np.uint16]:
+        """Return an array to write ids to; a thread uses the same one again, up to a size."""
+        if size > _MOST_ROOM:
+            return np.empty(size, np.uint16)
+        room: NDArray[np.uint16] | None = getattr(self._thread, "room", None)
+        if room is None or len(room) < size:
+            # Memory that is new to a process costs as much time as encoding into it.
+            room = self._thread.room = np.empty(min(2 * size, _MOST_ROOM), np.uint16)
+        return room
 
 
 def _utf8(text: str) -> bytes:

@@ -134,8 +134,8 @@ def test_the_fingerprint_is_of_the_mapping_not_the_file(small, tmp_path):
 def test_tables_keep_the_promises_the_loops_rely_on():
     tables = vocabulary.load(vocabulary.find()).tables
     assert (tables.slots[:256] == 256).all()  # nodes without children stay empty
-    used = tables.slots[(tables.slots & 511) < 256]
-    bases = (used & 0xFFFFFFFF) >> 9
+    used = tables.slots[(tables.slots & np.uint64(511)) < 256]
+    bases = (used & np.uint64(0xFFFFFFFF)) >> np.uint64(9)
     own = bases[bases > 0]
     assert len(np.unique(own)) == len(own)
     assert bases.max() + 255 < len(tables.slots)

@@ -1,6 +1,7 @@
 import hashlib
 import importlib.util
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 
 from rwkvkit import WorldTokenizer
 from rwkvkit.errors import DataError
-from rwkvkit.tokenizer import vocabulary
+from rwkvkit.tokenizer import trie, vocabulary
 
 TOKENS = vocabulary.parse(vocabulary.find().read_bytes(), "vocabulary")
 IDS = {token: i for i, token in TOKENS.items()}
@@ -86,6 +87,31 @@ def test_long_text_goes_through_the_lanes_unchanged(tokenizer, long_text):
     ids = tokenizer.encode(long_text)
     assert ids.tolist() == greedy(long_text.encode())
     assert tokenizer.decode(ids) == long_text
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("most", [4, 5, 6, 256])
+def test_lanes_of_unequal_work_share_it(tokenizer, long_text, seed, most, monkeypatch):
+    """Kinds of text that take very different numbers of steps, in long stretches."""
+    rng = random.Random(seed)
+    kinds = [long_text[:20_000], "=" * 30_000, "\u0301" * 20_000, "🙂" * 9000, "中文 " * 8000]
+    data = "".join(rng.choices(kinds, k=9)).encode()
+    text = np.frombuffer(data, np.uint8)
+    tables = vocabulary.load(vocabulary.find()).tables
+    ids, simple = np.empty((2, len(text)), np.uint16)
+    monkeypatch.setattr(trie, "_MOST_PIECES", most)
+    loop = trie.encode_long.py_func if most < 256 else trie.encode_long
+    count = loop(text, *tables, ids)
+    assert count == trie.encode_short(text, tables.slots, tables.roots, simple)
+    assert np.array_equal(ids[:count], simple[:count])
+
+
+def test_a_thread_has_a_buffer_of_its_own(tokenizer, long_text):
+    texts = [long_text[start:] for start in range(0, 4000, 100)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(tokenizer.encode, texts))
+    for text, ids in zip(texts, together, strict=True):
+        assert np.array_equal(ids, tokenizer.encode(text))
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 255, 1023, 1024, 2047, 2048, 2049, 2300, 4097, 9001])
