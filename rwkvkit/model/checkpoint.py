@@ -13,7 +13,7 @@ from torch import Tensor
 from rwkvkit.errors import DataError, RecipeError, SetupError, UsageError
 from rwkvkit.files import replacing
 from rwkvkit.model.config import ModelConfig, config_from_state_dict, reasons
-from rwkvkit.model.rwkv import RWKV
+from rwkvkit.model.rwkv import RWKV, GradCp
 from rwkvkit.ops.inputs import Impl
 
 # The reference trainer writes these three, although layer 0 makes v_first and never reads them.
@@ -68,7 +68,7 @@ def build_model(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-    grad_cp: bool = False,
+    grad_cp: GradCp = False,
     impl: Impl = "auto",
     where: str | None = None,
 ) -> RWKV:
@@ -82,7 +82,7 @@ def build_model(
         state_dict: tensors by name; copied.
         dtype: of the weights and activations.
         device: where the model lives.
-        grad_cp: compute activations again in the backward pass, see :class:`RWKV`.
+        grad_cp: compute activations again in the backward pass, see :class:`Block`.
         impl: which WKV operator, see :mod:`rwkvkit.ops`.
         where: the file the tensors come from, for messages.
 

@@ -12,13 +12,12 @@ from rwkvkit.ops.inputs import Impl
 
 
 class TimeMixing(nn.Module):
-    """What the time mixing of every architecture has: its place, heads and an initial state."""
+    """What the time mixing of every architecture has: its heads and an initial state."""
 
     state_is_value_key = False
 
-    def __init__(self, config: ModelConfig, layer: int, impl: Impl) -> None:
+    def __init__(self, config: ModelConfig, impl: Impl) -> None:
         super().__init__()
-        self.layer = layer
         self.impl = impl
         self.heads = (config.n_head, config.head_size)
         if config.time_state:

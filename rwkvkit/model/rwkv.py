@@ -3,12 +3,17 @@
 L layers, B batch, T tokens, C n_embd, V vocab_size, H heads, N head size.
 """
 
+from collections.abc import Callable
 from types import ModuleType
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from rwkvkit.errors import UsageError
 from rwkvkit.model import x052, x060, x070
@@ -20,6 +25,8 @@ from rwkvkit.ops.inputs import Impl
 
 _ARCHITECTURES: dict[str, ModuleType] = {"x052": x052, "x060": x060, "x070": x070}
 
+GradCp = bool | Literal["selective"]
+
 
 class RWKV(nn.Module):
     """An RWKV language model.
@@ -29,22 +36,38 @@ class RWKV(nn.Module):
 
     Attributes:
         config: its shape.
-        grad_cp: whether the backward pass computes each block's activations again instead of
-            keeping them: less memory, about a third more time.
     """
 
-    def __init__(self, config: ModelConfig, *, grad_cp: bool = False, impl: Impl = "auto") -> None:
+    def __init__(
+        self, config: ModelConfig, *, grad_cp: GradCp = False, impl: Impl = "auto"
+    ) -> None:
         super().__init__()
         self.config = config
-        self.grad_cp = grad_cp
         self.emb = nn.Embedding(config.vocab_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer, impl) for layer in range(config.n_layer))
+        self.blocks = nn.ModuleList(
+            Block(config, layer, impl, grad_cp) for layer in range(config.n_layer)
+        )
         self.ln_out = nn.LayerNorm(config.n_embd)
         self.head = Head(config)
         if config.head_qk:
             self.head_q = linear(config.n_embd, config.head_qk)
             self.head_k = linear(config.n_embd, config.head_qk)
+        self._runs: tuple[Callable[..., Any], ...] = ()
+
+    def compile_blocks(self, **settings: Any) -> None:
+        """Compile the blocks with torch.compile, for passes that need gradients.
+
+        Without gradients (evaluation, sampling) lengths vary, so the blocks run as they are. The
+        first training step compiles: one graph for the first block and one for all others.
+
+        Args:
+            settings: for ``torch.compile``.
+        """
+        # A tuple, not a module list: parameters keep their names.
+        self._runs = tuple(
+            torch.compile(block, **{"dynamic": False, **settings}) for block in self.blocks
+        )
 
     def forward(
         self,
@@ -89,16 +112,12 @@ class RWKV(nn.Module):
                 hint="HeadQK looks at every earlier token: give the whole text without a state",
             )
         before = [None] * self.config.n_layer if state is None else state.layers()
-        after: list[State] = []
+        after: list[State | None] = []
         x = self.drop(self.emb(idx))
         v_first: Tensor | None = None
-        for block, memory in zip(self.blocks, before, strict=True):
-            if self.grad_cp and torch.is_grad_enabled():
-                x, v_first, memory = checkpoint(
-                    block, x, v_first, resets, memory, use_reentrant=False
-                )
-            else:
-                x, v_first, memory = block(x, v_first, resets, memory)
+        blocks = self._runs if self._runs and torch.is_grad_enabled() else tuple(self.blocks)
+        for block, memory in zip(blocks, before, strict=True):
+            x, v_first, memory = block(x, v_first, resets, memory)
             after.append(memory)
         x = self.ln_out(x)
         if self.config.head_qk:
@@ -106,7 +125,7 @@ class RWKV(nn.Module):
             result = result if targets is None else lm_loss(result, targets, mask)
         else:
             result = self.head(x, targets, mask)
-        return result if state is None else (result, State.stack(after))
+        return result if state is None else (result, State.stack(cast("list[State]", after)))
 
     def loss(
         self,
@@ -149,30 +168,69 @@ class RWKV(nn.Module):
 
 
 class Block(nn.Module):
-    """Time mixing and channel mixing, each on normalised input and added to the stream."""
+    """Time mixing and channel mixing, each on normalised input and added to the stream.
 
-    def __init__(self, config: ModelConfig, layer: int, impl: Impl) -> None:
+    Attributes:
+        grad_cp: whether the backward pass computes the activations again instead of keeping them:
+            less memory, about a third more time. ``selective`` keeps what the WKV operator returns,
+            where it is a kernel and not plain PyTorch, and computes the rest again.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, impl: Impl, grad_cp: GradCp) -> None:
         super().__init__()
         architecture = _ARCHITECTURES[config.arch]
-        if layer == 0:
-            self.ln0 = nn.LayerNorm(config.n_embd)
+        # Blocks differ in what they hold, never in a number: torch.compile then needs two graphs,
+        # one for the first block and one for all others.
+        self.ln0 = nn.LayerNorm(config.n_embd) if layer == 0 else None
         self.ln1 = nn.LayerNorm(config.n_embd)
         self.ln2 = nn.LayerNorm(config.n_embd)
         self.att = architecture.Attention(config, layer, impl)
         self.ffn = architecture.FeedForward(config)
         self.drop = nn.Dropout(config.dropout)
+        self.grad_cp = grad_cp
 
     def forward(
         self, x: Tensor, v_first: Tensor | None, resets: Tensor | None, memory: State | None
-    ) -> tuple[Tensor, Tensor | None, State]:
-        """Run the block on x [B, T, C]; return its output, v_first and the layer's memory."""
+    ) -> tuple[Tensor, Tensor | None, State | None]:
+        """Run the block on x [B, T, C]; return its output and v_first.
+
+        Given the layer's memory of what came before, also return that after the last token.
+        """
+        if not (self.grad_cp and torch.is_grad_enabled()):
+            return self._run(x, v_first, resets, memory)
+        keep: dict[str, Any] = {"context_fn": _keep_wkv} if self.grad_cp == "selective" else {}
+        result: tuple[Tensor, Tensor | None, State | None] = checkpoint(
+            self._run,
+            x,
+            v_first,
+            resets,
+            memory,
+            use_reentrant=False,
+            preserve_rng_state=self.drop.p > 0,
+            **keep,
+        )
+        return result
+
+    def _run(
+        self, x: Tensor, v_first: Tensor | None, resets: Tensor | None, memory: State | None
+    ) -> tuple[Tensor, Tensor | None, State | None]:
         last_att, wkv, last_ffn = (None, None, None) if memory is None else memory
-        if self.att.layer == 0:
+        if self.ln0 is not None:
             x = self.ln0(x)
-        normed = self.ln1(x)
-        mixed, v_first, wkv = self.att(normed, v_first, resets, last_att, wkv)
+        normed_att = self.ln1(x)
+        mixed, v_first, wkv = self.att(normed_att, v_first, resets, last_att, wkv)
         x = self.drop(x + mixed)
-        last_att = normed[:, -1]
-        normed = self.ln2(x)
-        x = self.drop(x + self.ffn(normed, resets, last_ffn))
-        return x, v_first, State(last_att, wkv, normed[:, -1])
+        normed_ffn = self.ln2(x)
+        x = self.drop(x + self.ffn(normed_ffn, resets, last_ffn))
+        if memory is None:  # returned, the last token would keep the whole tensor it is a part of
+            return x, v_first, None
+        return x, v_first, State(normed_att[:, -1], wkv, normed_ffn[:, -1])
+
+
+def _policy(context: Any, operator: Any, *inputs: Any, **settings: Any) -> CheckpointPolicy:
+    is_wkv = operator.name().startswith("rwkvkit::wkv")
+    return CheckpointPolicy.MUST_SAVE if is_wkv else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _keep_wkv() -> tuple[Any, Any]:
+    return create_selective_checkpoint_contexts(_policy)

@@ -19,7 +19,7 @@ class Attention(TimeMixing):
     """Time mixing."""
 
     def __init__(self, config: ModelConfig, layer: int, impl: Impl) -> None:
-        super().__init__(config, layer, impl)
+        super().__init__(config, impl)
         width = config.n_embd
         self.time_mix_k = mixing_vector(width)
         self.time_mix_v = mixing_vector(width)

@@ -19,7 +19,7 @@ class Attention(TimeMixing):
     """Time mixing."""
 
     def __init__(self, config: ModelConfig, layer: int, impl: Impl) -> None:
-        super().__init__(config, layer, impl)
+        super().__init__(config, impl)
         width = config.n_embd
         self.time_maa_x = mixing_vector(width)
         self.time_maa_w = mixing_vector(width)

@@ -24,7 +24,7 @@ class Attention(TimeMixing):
     state_is_value_key = True
 
     def __init__(self, config: ModelConfig, layer: int, impl: Impl) -> None:
-        super().__init__(config, layer, impl)
+        super().__init__(config, impl)
         width = config.n_embd
         self.x_r = mixing_vector(width)
         self.x_w = mixing_vector(width)

@@ -39,8 +39,11 @@ class TrainConfig(Config):
     """Largest norm of the whole gradient."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout after the embedding and both halves of a block (x052 and x060)."""
-    grad_cp: bool = False
-    """Keep only each block's input and compute the rest again in the backward pass."""
+    grad_cp: bool | Literal["selective"] = False
+    """Keep only each block's input and compute the rest again in the backward pass; ``selective``
+    keeps also what a WKV kernel returns, which costs memory and saves running it twice."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile of the blocks; auto does it on a GPU where the run is long enough to pay."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 keeps fp32 masters; auto takes it where the device computes in it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

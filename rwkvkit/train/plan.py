@@ -21,6 +21,7 @@ class TrainPlan:
         schedule: learning rate and weight decay by step.
         save_every: optimizer steps between checkpoints.
         lines: each choice with its reason, for people.
+        compile: whether torch.compile fuses the blocks.
     """
 
     config: TrainConfig
@@ -30,6 +31,7 @@ class TrainPlan:
     schedule: Schedule
     save_every: int
     lines: tuple[str, ...]
+    compile: bool = False
 
 
 def plan_training(

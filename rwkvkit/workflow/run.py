@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from rwkvkit.model.config import ModelConfig, reasons
 from rwkvkit.model.flops import train_flops
 from rwkvkit.recipe.dataset import dataset_prefix, make_build
 from rwkvkit.recipe.schema import Recipe
+from rwkvkit.train.compile import choose_compile
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import choose_placement, peak_flops
 from rwkvkit.train.engine import TorchEngine
@@ -127,9 +128,14 @@ class Run:
     def plan(self, n_tokens: int) -> TrainPlan:
         """Make the run's choices for a dataset of ``n_tokens``; see ``plan_training``."""
         begun = read_record(self.recipe.folder).get("dtype") if self.files.started else None
-        return plan_training(
+        plan = plan_training(
             self.settings, n_tokens=n_tokens, ctx_len=self.recipe.ctx_len, begun_in=begun
         )
+        tokens = plan.schedule.steps * self.settings.global_batch * self.recipe.ctx_len
+        compiled = choose_compile(
+            self.settings.compile, plan.placement.device, self.model_config, tokens
+        )
+        return replace(plan, compile=compiled.on, lines=(*plan.lines, compiled.reason))
 
     def status(self, data: Binidx, plan: TrainPlan) -> Status:
         """Say whether training is complete.
@@ -213,6 +219,8 @@ class Run:
             impl=self.settings.wkv,
             where=str(self.weights.path),
         )
+        if plan.compile:
+            model.compile_blocks()
         return TorchEngine(model.train(), self.settings, plan.placement.dtype)
 
     def _record(self, data: Binidx, plan: TrainPlan) -> dict[str, Any]:
@@ -225,7 +233,7 @@ class Run:
         }
 
     def _recipe_record(self) -> dict[str, Any]:
-        free = {"device", "wkv", "grad_cp", "save_every", "keep", "precision"}
+        free = {"device", "wkv", "grad_cp", "compile", "save_every", "keep", "precision"}
         batch = {"micro_bsz", "accumulate_grad_batches"}
         return {
             "seed": self.recipe.seed,
