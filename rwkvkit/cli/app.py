@@ -6,6 +6,7 @@ from rwkvkit import __version__
 from rwkvkit.cli.generate import generate
 from rwkvkit.cli.init_weights import init_weights
 from rwkvkit.cli.inspect import inspect
+from rwkvkit.cli.merge import merge
 from rwkvkit.cli.prepare import prepare
 from rwkvkit.cli.recipes import recipes
 from rwkvkit.cli.train import train
@@ -24,5 +25,5 @@ def app() -> None:
     """
 
 
-for command in (prepare, init_weights, train, generate, inspect, verify, recipes):
+for command in (prepare, init_weights, train, generate, merge, inspect, verify, recipes):
     app.add_command(command)

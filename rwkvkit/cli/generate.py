@@ -14,6 +14,11 @@ from rwkvkit.errors import UsageError
 @click.command(short_help="Continue a prompt with a checkpoint.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--prompt", required=True, help="The text to continue.")
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="What fine-tuning left: the folder of an adapter, or a .pth file of tuned states.",
+)
 @click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option(
     "--temperature",
@@ -40,6 +45,7 @@ from rwkvkit.errors import UsageError
 def generate(
     checkpoint: Path,
     prompt: str,
+    adapter: Path | None,
     max_tokens: int,
     temperature: float,
     top_p: float,
@@ -54,6 +60,7 @@ def generate(
     text = stream_text(
         checkpoint,
         prompt,
+        adapter=adapter,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -66,21 +73,31 @@ def generate(
 
 
 def stream_text(
-    checkpoint: Path, prompt: str, *, max_tokens: int, temperature: float, top_p: float, seed: int
+    checkpoint: Path,
+    prompt: str,
+    *,
+    adapter: Path | None = None,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
 ) -> Iterator[str]:
     """Load a model and return the text that follows ``prompt``, in pieces of whole characters.
 
     Raises:
-        DataError: the checkpoint cannot be read.
+        DataError: the checkpoint or adapter cannot be read, or they do not belong together.
         UsageError: the prompt is empty, or the model's vocabulary is not the World tokenizer's.
     """
+    from rwkvkit.model.adapter import check_base
     from rwkvkit.model.checkpoint import load_model
     from rwkvkit.model.generate import generate_tokens
     from rwkvkit.tokenizer.world import WorldTokenizer
 
     if not prompt:
         raise UsageError("the prompt is empty", where="--prompt", hint='give a text, such as "\\n"')
-    model = load_model(checkpoint)
+    if adapter:
+        check_base(checkpoint, adapter)
+    model = load_model(checkpoint, adapter=adapter)
     tokenizer = WorldTokenizer()
     prompt_ids = tokenizer.encode(prompt)
     if prompt_ids.max() >= model.config.vocab_size:

@@ -1,6 +1,5 @@
 """``rwkvkit train``: everything from text to a trained model."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -60,9 +59,12 @@ def train(
         f"trained {end['step']:,} steps, {end['tokens']:,} tokens: loss {end['loss']:.4f}"
     )
     console.result(f"weights {run.files.final}, loss curve {run.files.loss_curve}")
+    final, adapter = run.files.final, ""
+    if run.needs_base:
+        final, adapter = run.weights.path, f" --adapter {run.files.final}"
     if recipe.sample:
-        facts["sample"] = _sample(recipe.sample, run.files.final, console)
-    console.result(f'next: rwkvkit generate {run.files.final} --prompt "…"')
+        facts["sample"] = _sample(recipe.sample, run, console)
+    console.result(f'next: rwkvkit generate {final}{adapter} --prompt "…"')
     console.finish(facts)
 
 
@@ -132,13 +134,15 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
     )
 
 
-def _sample(sample: SampleSpec, weights: Path, console: Console) -> str:
+def _sample(sample: SampleSpec, run: "Run", console: Console) -> str:
+    base = run.weights.path if run.needs_base else None
     console.result(f"sample, continuing {sample.prompt!r}:")
     text = "".join(
         console.echo(piece)
         for piece in stream_text(
-            weights,
+            base or run.files.final,
             sample.prompt,
+            adapter=run.files.final if base else None,
             max_tokens=sample.max_tokens,
             temperature=sample.temperature,
             top_p=sample.top_p,

@@ -26,6 +26,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     dropout: float = 0.0,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> RWKV:
     """Load an RWKV model; architecture, sizes and ranks are read off the tensors.
 
@@ -40,6 +41,8 @@ def load_model(
             float64 for float64).
         device: where the model lives.
         dropout: probability of dropping an activation in training mode (x052 and x060 only).
+        adapter: what fine-tuning left, merged into the weights: an adapter's folder, or a .pth
+            file of tuned states.
 
     Returns:
         The model, in training mode, with gradients enabled.
@@ -47,12 +50,17 @@ def load_model(
     Raises:
         DataError: the file cannot be read, or is no checkpoint of a supported RWKV model.
         UsageError: dropout for x070, or out of range.
+        SetupError: an adapter, and peft is not installed.
     """
     if isinstance(path_or_state_dict, Mapping):
         state_dict, where = path_or_state_dict, None
     else:
         path = Path(path_or_state_dict)
         state_dict, where = read_checkpoint(path), str(path)
+    if adapter is not None:
+        from rwkvkit.model.adapter import merged
+
+        state_dict = merged(state_dict, Path(adapter))
     config = config_from_state_dict(state_dict, where)
     if dropout:
         try:

@@ -55,7 +55,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.default
-    if value is None or value == "":
+    if isinstance(value, Config) or value in (None, "", [], {}):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else repr(value)}`"
 

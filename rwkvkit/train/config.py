@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rwkvkit.config import Config, Count
 from rwkvkit.train.guard import GuardConfig
+from rwkvkit.train.tuning import TuningConfig
 
 
 class TrainConfig(Config):
@@ -56,6 +57,8 @@ class TrainConfig(Config):
     """How many of the newest checkpoints stay."""
     guards: GuardConfig = GuardConfig()
     """What is done about gradients that are not finite and about loss spikes."""
+    tuning: TuningConfig = TuningConfig()
+    """What of the model is trained; all of it unless given."""
 
     @model_validator(mode="after")
     def _one_end(self) -> "TrainConfig":

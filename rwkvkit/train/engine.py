@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from rwkvkit.errors import DivergedError
-from rwkvkit.model.checkpoint import read_checkpoint, write_archive, write_checkpoint
+from rwkvkit.model.checkpoint import write_archive
 from rwkvkit.model.loss import lm_loss
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.optimizer import optimizer_groups
+from rwkvkit.train.portion import Portion, WholeModel
 
-MODEL_FILE = "model.pth"
 OPTIMIZER_FILE = "optimizer.pt"
 
 
@@ -47,7 +47,7 @@ class Engine(Protocol):
         """
 
     def save(self, folder: Path) -> None:
-        """Write weights, masters, moments and random states into ``folder``.
+        """Write what is trained, masters, moments and random states into ``folder``.
 
         Raises:
             DivergedError: a weight is not finite; nothing is written.
@@ -58,7 +58,7 @@ class Engine(Protocol):
         """Read what ``save`` wrote, so that the next step is the one an unbroken run would take."""
 
     def write_model(self, path: Path) -> None:
-        """Write the weights alone, as a checkpoint the PyPI package ``rwkv`` loads."""
+        """Write the run's result: weights that the PyPI package ``rwkv`` loads, or an adapter."""
 
 
 class TorchEngine:
@@ -71,16 +71,24 @@ class TorchEngine:
         model: with float32 weights, on its device; becomes a model of ``dtype``.
         config: the recipe's settings.
         dtype: of the forward and backward pass.
+        portion: what of the model is saved; the whole of it unless given.
     """
 
     def __init__(
-        self, model: nn.Module, config: TrainConfig, dtype: torch.dtype = torch.float32
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        dtype: torch.dtype = torch.float32,
+        portion: Portion | None = None,
     ) -> None:
         self.model = model
+        self._portion = portion or WholeModel()
         self._micro_bsz = config.micro_bsz
         self._grad_clip = config.grad_clip
         self._device = next(model.parameters()).device
-        groups = optimizer_groups(model, weight_decay=config.weight_decay)
+        groups = optimizer_groups(
+            model, weight_decay=config.weight_decay, lr_scale=config.tuning.lr_scale
+        )
         self._names = [name for group in groups for name in group["names"]]
         self._params = [param for group in groups for param in group["params"]]
         self._shared = dtype == torch.float32
@@ -133,7 +141,7 @@ class TorchEngine:
         for name, master in zip(self._names, self._masters, strict=True):
             if not master.isfinite().all():
                 raise DivergedError(f"values in {name} that are not finite")
-        write_checkpoint(self.model.state_dict(), folder / MODEL_FILE)
+        self._portion.save(self.model.state_dict(), folder)
         state: dict[str, Any] = {
             "optimizer": self._optimizer.state_dict(),
             "random": torch.get_rng_state(),
@@ -145,12 +153,12 @@ class TorchEngine:
         write_archive(state, folder / OPTIMIZER_FILE)
 
     def write_model(self, path: Path) -> None:
-        """Write the weights alone; see ``Engine.write_model``."""
-        write_checkpoint(self.model.state_dict(), path)
+        """Write the run's result; see ``Engine.write_model``."""
+        self._portion.write(self.model.state_dict(), path)
 
     def load(self, folder: Path) -> None:
         """Read the whole training state; see ``Engine.load``."""
-        self.model.load_state_dict(read_checkpoint(folder / MODEL_FILE))
+        self._portion.load(self.model, folder)
         state = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         self._optimizer.load_state_dict(state["optimizer"])
         if not self._shared:

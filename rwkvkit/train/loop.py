@@ -22,9 +22,11 @@ class RunFiles:
 
     Attributes:
         folder: the run's folder.
+        result: the name of what the run ends with; the reference's name for whole weights.
     """
 
     folder: Path
+    result: str = "rwkv-final.pth"
 
     @property
     def checkpoints(self) -> Path:
@@ -48,8 +50,8 @@ class RunFiles:
 
     @property
     def final(self) -> Path:
-        """The weights at the end of the run, under the name the reference uses."""
-        return self.folder / "rwkv-final.pth"
+        """The weights at the end of the run, or what fine-tuning leaves beside its base."""
+        return self.folder / self.result
 
 
 def train(

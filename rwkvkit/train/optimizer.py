@@ -1,9 +1,11 @@
 """Which parameters share a learning rate and a weight decay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from rwkvkit.train.patterns import matches, plain_name
 
 
 class _Rule(NamedTuple):
@@ -25,7 +27,9 @@ _RULES = (
 )
 
 
-def optimizer_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+def optimizer_groups(
+    model: nn.Module, *, weight_decay: float, lr_scale: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
     """Sort a model's trainable parameters into optimizer groups, as the reference does.
 
     Matrices decay; vectors, low-rank factors and mixing weights do not; base decays learn twice as
@@ -34,6 +38,8 @@ def optimizer_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
     Args:
         model: an RWKV model of any architecture.
         weight_decay: of the groups that decay.
+        lr_scale: factors on the learning rate by name pattern, beside the reference's own; the
+            first pattern that matches counts.
 
     Returns:
         Dicts with ``names``, ``params`` (in the same order), ``lr_scale`` (the factor on the
@@ -44,15 +50,20 @@ def optimizer_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
         if not parameter.requires_grad:
             continue
         rule = next(rule for rule in _RULES if rule.matches(name, parameter))
+        scale = rule.lr_scale * _factor(lr_scale or {}, plain_name(name))
         group = groups.setdefault(
-            (rule.lr_scale, rule.decays),
+            (scale, rule.decays),
             {
                 "names": [],
                 "params": [],
-                "lr_scale": rule.lr_scale,
+                "lr_scale": scale,
                 "weight_decay": weight_decay if rule.decays else 0.0,
             },
         )
         group["names"].append(name)
         group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
+
+
+def _factor(scales: Mapping[str, float], name: str) -> float:
+    return next((scale for pattern, scale in scales.items() if matches(pattern, name)), 1.0)

@@ -20,6 +20,7 @@ from rwkvkit.model.config import ModelConfig, reasons
 from rwkvkit.model.flops import train_flops
 from rwkvkit.recipe.dataset import dataset_prefix, make_build
 from rwkvkit.recipe.schema import Recipe
+from rwkvkit.train.adapt import apply_tuning, check_tuning, rate_hint, result_name
 from rwkvkit.train.compile import choose_compile
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import choose_placement, peak_flops
@@ -66,6 +67,13 @@ class Run:
             )
         run = cls(recipe, InitialWeights.of(recipe), recipe.train)
         run.weights.check()
+        if run.needs_base and not run.weights.spec.weights:
+            raise RecipeError(
+                f"{run.settings.tuning.method} tunes a checkpoint, and the recipe names none",
+                where="train.tuning.method",
+                hint="say `model: {weights: FILE.pth}`",
+            )
+        check_tuning(run.settings.tuning, run.model_config)
         if recipe.sample and run.model_config.head_qk:
             raise RecipeError(
                 "a model with HeadQK cannot generate text token by token",
@@ -81,12 +89,14 @@ class Run:
 
     @cached_property
     def model_config(self) -> ModelConfig:
-        """The model with the recipe's dropout.
+        """The model with the recipe's dropout, and with states to tune if it asks for that.
 
         Raises:
             RecipeError: the architecture has no dropout.
         """
         stated = self.weights.config.model_dump() | {"dropout": self.settings.dropout}
+        if self.settings.tuning.method == "state":
+            stated["time_state"] = True
         try:
             return ModelConfig(**stated)
         except ValidationError as error:
@@ -97,7 +107,12 @@ class Run:
     @property
     def files(self) -> RunFiles:
         """The files of the run."""
-        return RunFiles(self.recipe.folder)
+        return RunFiles(self.recipe.folder, result_name(self.settings.tuning))
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the result is of use only together with the weights that the run starts from."""
+        return self.settings.tuning.method != "full"
 
     def build(self) -> Build | None:
         """Return the build of the dataset, or None if the recipe names one that exists.
@@ -135,7 +150,9 @@ class Run:
         compiled = choose_compile(
             self.settings.compile, plan.placement.device, self.model_config, tokens
         )
-        return replace(plan, compile=compiled.on, lines=(*plan.lines, compiled.reason))
+        tuning = check_tuning(self.settings.tuning, self.model_config)
+        lines = (*plan.lines, compiled.reason, *tuning, *rate_hint(self.settings))
+        return replace(plan, compile=compiled.on, lines=lines)
 
     def status(self, data: Binidx, plan: TrainPlan) -> Status:
         """Say whether training is complete.
@@ -181,7 +198,7 @@ class Run:
                 files.remove_temporaries(path)
             torch.manual_seed(self.recipe.seed)
             train(
-                self._engine(plan),
+                self._engine(plan, record["weights"]),
                 SampleReader(data, plan.magic_prime, plan.ctx_len, self.model_config.vocab_size),
                 plan,
                 self.files,
@@ -210,7 +227,7 @@ class Run:
                 )
             yield
 
-    def _engine(self, plan: TrainPlan) -> TorchEngine:
+    def _engine(self, plan: TrainPlan, sha256: str) -> TorchEngine:
         model = build_model(
             self.model_config,
             read_checkpoint(self.weights.path),
@@ -219,9 +236,11 @@ class Run:
             impl=self.settings.wkv,
             where=str(self.weights.path),
         )
+        base = {"path": str(self.weights.path), "sha256": sha256}
+        portion = apply_tuning(model, self.settings.tuning, base)
         if plan.compile:
             model.compile_blocks()
-        return TorchEngine(model.train(), self.settings, plan.placement.dtype)
+        return TorchEngine(model.train(), self.settings, plan.placement.dtype, portion)
 
     def _record(self, data: Binidx, plan: TrainPlan) -> dict[str, Any]:
         """Return all that decides the weights the run ends with."""

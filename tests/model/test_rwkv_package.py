@@ -9,6 +9,7 @@ import pytest
 import torch
 from rwkv_cases import noisy_weights, tokens
 
+from rwkvkit.model.adapter import merged
 from rwkvkit.model.checkpoint import load_model, write_checkpoint
 from rwkvkit.model.config import ModelConfig
 
@@ -38,7 +39,12 @@ np.savez(out, whole=whole.numpy(), single=np.stack(single))
 def test_the_rwkv_package_agrees(tmp_path, arch, time_state):
     config = ModelConfig(arch=arch, n_layer=3, n_embd=128, vocab_size=300, time_state=time_state)
     path = tmp_path / "model.pth"
-    write_checkpoint(noisy_weights(config), path)
+    weights = noisy_weights(config)
+    if time_state:  # as state tuning leaves them, and `rwkvkit merge` joins them
+        states = {name: weights.pop(name) for name in [*weights] if name.endswith("time_state")}
+        write_checkpoint(states, tmp_path / "state.pth")
+        weights = merged(weights, tmp_path / "state.pth")
+    write_checkpoint(weights, path)
     idx = tokens(1, 45, vocab=300)
     np.save(tmp_path / "idx.npy", idx[0].numpy())
 

@@ -1,0 +1,42 @@
+"""``rwkvkit merge``: a base and what fine-tuning left beside it become one checkpoint."""
+
+from pathlib import Path
+
+import click
+
+from rwkvkit.cli.console import Console, size
+from rwkvkit.cli.options import json_option
+from rwkvkit.errors import UsageError
+
+
+@click.command(short_help="Merge an adapter or tuned states into their base.")
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="The checkpoint to write."
+)
+@click.option(
+    "--any-base", is_flag=True, help="Also merge into another base than the one trained on."
+)
+@json_option
+def merge(base: Path, adapter: Path, out: Path, any_base: bool, as_json: bool) -> None:
+    """Merge ADAPTER into BASE (.pth), so that one file holds the fine-tuned model.
+
+    ADAPTER is the folder of an adapter (LoRA, DoRA, PiSSA, MiSS), as a run of rwkvkit or peft wrote
+    it, or a .pth file of tuned states.
+    """
+    from rwkvkit.model.adapter import check_base, merged
+    from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
+
+    console = Console(as_json=as_json)
+    if out.exists():
+        raise UsageError("the file exists", where=str(out), hint="give another name with -o")
+    weights = read_checkpoint(base)
+    if not any_base:
+        check_base(base, adapter)
+    result = merged(weights, adapter)
+    changed = sum(tensor is not weights.get(name) for name, tensor in result.items())
+    write_checkpoint(result, out)
+    console.result(f"wrote {out}: {changed} of {len(result)} tensors from {adapter}")
+    console.result(f'{size(out.stat().st_size)}; next: rwkvkit generate {out} --prompt "…"')
+    console.finish({"path": str(out), "tensors": len(result), "changed": changed})

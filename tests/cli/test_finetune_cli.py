@@ -1,0 +1,121 @@
+"""Fine-tuning from the command line: train, resume, generate, merge."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from rwkvkit import load_model
+from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
+from rwkvkit.model.config import ModelConfig
+from rwkvkit.model.init import init_weights
+
+LORA = ["--set", "train.tuning.method=lora", "--set", "train.tuning.rank=4"]
+STATE = [
+    *("--set", "train.tuning.method=state"),
+    *("--set", "train.lr_init=1", "--set", "train.lr_final=0.01"),
+]
+NAMES = {"lora": "rwkv-adapter", "state": "rwkv-state.pth"}
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    """A small model of the World vocabulary."""
+    drawn = init_weights(ModelConfig(arch="x070", n_layer=1, n_embd=64), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    return {name: t + 0.1 * torch.randn(t.shape, generator=generator) for name, t in drawn.items()}
+
+
+@pytest.fixture
+def base(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
+    """The base's file."""
+    write_checkpoint(weights, folder / "base.pth")
+    return folder / "base.pth"
+
+
+def arguments(method: str, *more: str) -> list[str]:
+    recipe = Path("r.yaml").read_text()
+    Path("t.yaml").write_text(
+        recipe.replace(
+            "{arch: x070, n_layer: 2, n_embd: 64, vocab_size: 257}", "{weights: base.pth}"
+        )
+    )
+    return ["train", "t.yaml", *(LORA if method == "lora" else STATE), *more]
+
+
+@pytest.mark.parametrize("method", ["lora", "state"])
+def test_train_generate_merge(folder: Path, base: Path, run, method: str) -> None:
+    before = base.read_bytes()
+    dry = run(*arguments(method), "--dry-run")
+    assert dry.code == 0, dry.err
+    made = run(*arguments(method))
+    assert made.code == 0, made.err
+    assert f"{method}: " in made.err  # what trains, among the choices
+    result = f"out/tiny/{NAMES[method]}"
+    assert f"next: rwkvkit generate base.pth --adapter {result}" in made.out
+    assert "sample, continuing" in made.out
+    assert base.read_bytes() == before
+    assert run(*arguments(method), "--json").facts["skipped"] is True
+
+    text = ["--prompt", "The number", "--max-tokens", "8", "--seed", "3"]
+    applied = run("generate", "base.pth", "--adapter", result, *text)
+    merged = run("merge", "base.pth", result, "-o", "merged.pth", "--json")
+    assert merged.code == 0, merged.err
+    assert merged.facts["changed"] == {"lora": 6, "state": 1}[method]
+    assert run("generate", "merged.pth", *text).out == applied.out
+    assert "verified" in run("inspect", "merged.pth").out
+
+    refused = run("merge", "base.pth", result, "-o", "merged.pth")
+    assert refused.code == 2
+    assert "merged.pth: the file exists" in refused.err
+    foreign = run("merge", "merged.pth", result, "-o", "twice.pth")
+    assert foreign.code == 4
+    assert "was trained on another base, base.pth" in foreign.err
+    assert run("merge", "merged.pth", result, "-o", "twice.pth", "--any-base").code == 0
+
+    unbroken = read(Path(result))
+    for path in ("checkpoints/step-00000012", NAMES[method]):  # as if it had been killed before
+        target = Path("out/tiny") / path
+        target.unlink() if target.is_file() else shutil.rmtree(target)
+    again = run(*arguments(method))
+    assert "resuming from out/tiny/checkpoints/step-00000009" in again.err
+    assert read(Path(result)) == unbroken
+
+
+def read(path: Path) -> dict[str, bytes]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def test_state_starts_at_zero_and_moves(folder: Path, base: Path, run) -> None:
+    few = ["--set", "train.total_steps=2", "--set", "train.warmup_steps=0"]
+    assert run(*arguments("state", *few)).code == 0
+    [(name, state)] = read_checkpoint(Path("out/tiny/rwkv-state.pth")).items()
+    assert name == "blocks.0.att.time_state"
+    assert state.shape == (1, 64, 64)
+    assert 0 < state.abs().max() <= 2.1  # Adam moves by the learning rate, 1, a step
+    facts = json.loads(Path("out/tiny/rwkv-state.json").read_text())
+    assert facts["base"]["path"] == "base.pth"
+    model = load_model("base.pth", adapter="out/tiny/rwkv-state.pth")
+    assert torch.equal(model.blocks[0].att.time_state, state)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "message"),
+    [
+        ("r.yaml", LORA, "lora tunes a checkpoint, and the recipe names none"),
+        ("t.yaml", ["train.tuning.train=[att.kye]"], "'att.kye' matches nothing"),
+        ("t.yaml", ["train.tuning.rank=4"], "only an adapter has that (method: lora)"),
+        ("t.yaml", ["train.tuning.method=lorra"], "train.tuning.method"),
+        ("t.yaml", ["train.tuning.ranks=4"], "did you mean 'rank'?"),
+    ],
+)
+def test_mistakes(folder: Path, base: Path, run, recipe: str, more: list[str], message: str):
+    arguments("lora")
+    options = more if "--set" in more else ["--set", *more]
+    outcome = run("train", recipe, *options, "--dry-run")
+    assert outcome.code == 3
+    assert message in outcome.err
+    assert "hint:" in outcome.err

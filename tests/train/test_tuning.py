@@ -1,0 +1,327 @@
+"""Fine-tuning: what trains, what stays, what is saved and comes back."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from rwkvkit.errors import RecipeError
+from rwkvkit.model.adapter import merged
+from rwkvkit.model.checkpoint import build_model
+from rwkvkit.model.config import ModelConfig
+from rwkvkit.model.init import init_weights, weight_shapes
+from rwkvkit.train.adapt import apply_tuning, check_tuning, rate_hint
+from rwkvkit.train.batch import Batch
+from rwkvkit.train.config import TrainConfig
+from rwkvkit.train.engine import TorchEngine
+from rwkvkit.train.optimizer import optimizer_groups
+from rwkvkit.train.tuning import TuningConfig
+
+ARCHS = ("x052", "x060", "x070")
+ADAPTERS = ("lora", "dora", "pissa", "miss")
+IN_PEFT = {"adapter_config.json", "adapter_model.safetensors"}
+BASE = {"path": "base.pth", "sha256": "0"}
+
+
+def shape(arch: str, **more: Any) -> ModelConfig:
+    return ModelConfig(arch=arch, n_layer=2, n_embd=32, head_size=16, vocab_size=40, **more)
+
+
+def base_weights(arch: str) -> dict[str, Tensor]:
+    """Initial weights with noise: no matrix is zero."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in init_weights(shape(arch), 1).items()
+    }
+
+
+def tuning(method: str = "full", **more: Any) -> TuningConfig:
+    rank = {"rank": 4} if method in ADAPTERS else {}
+    return TuningConfig(**{"method": method, **rank, **more})
+
+
+def engine_of(
+    arch: str, chosen: TuningConfig, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> TorchEngine:
+    torch.manual_seed(seed)
+    config = shape(arch, time_state=chosen.method == "state")
+    model = build_model(config, base_weights(arch))
+    portion = apply_tuning(model, chosen, BASE)
+    settings = TrainConfig(micro_bsz=2, lr_init=1e-2, lr_final=1e-2, tuning=chosen)
+    return TorchEngine(model.train(), settings, dtype, portion)
+
+
+def tokens(seed: int, batch: int = 4) -> tuple[Tensor, Tensor]:
+    ids = torch.randint(40, (batch, 19), generator=torch.Generator().manual_seed(seed))
+    return ids[:, :-1], ids[:, 1:]
+
+
+def train(engine: TorchEngine, *seeds: int) -> list[float]:
+    return [engine.step(Batch(*tokens(seed)), lr=1e-2, weight_decay=0.01).loss for seed in seeds]
+
+
+def logits(engine: TorchEngine) -> Tensor:
+    with torch.no_grad():
+        return engine.model(tokens(9)[0])
+
+
+def base_values(engine: TorchEngine) -> dict[str, Tensor]:
+    """The base's own parameters, under the names of a checkpoint."""
+    return {
+        name.replace(".base_layer.", "."): tensor.clone()
+        for name, tensor in engine.model.state_dict().items()
+        if ".lora_" not in name and ".miss_" not in name
+    }
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("method", [*ADAPTERS, "state"])
+def test_only_what_is_meant_to_changes(arch: str, method: str) -> None:
+    engine = engine_of(arch, tuning(method))
+    before = base_values(engine)
+    if method != "pissa":  # which takes out of the matrices what it trains
+        for name, tensor in base_weights(arch).items():
+            assert torch.equal(before[name], tensor), name
+    train(engine, 0, 1)
+    for name, tensor in base_values(engine).items():
+        frozen = not name.endswith("time_state")
+        assert torch.equal(tensor, before[name]) == frozen, name
+    moved = [name for name, p in engine.model.named_parameters() if p.requires_grad]
+    per_matrix = {"lora": 2, "dora": 3, "pissa": 2, "miss": 1}.get(method, 0)
+    matrices = {"x052": 8, "x060": 8, "x070": 6}[arch]
+    assert len(moved) == (2 if method == "state" else 2 * per_matrix * matrices)
+    assert sum(len(group["names"]) for group in optimizer_groups(engine.model, weight_decay=0)) \
+        == len(moved)  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_an_adapter_starts_from_the_base_and_merges_into_it(
+    tmp_path: Path, arch: str, method: str
+) -> None:
+    engine = engine_of(arch, tuning(method))
+    base = build_model(shape(arch), base_weights(arch))(tokens(9)[0]).detach()
+    torch.testing.assert_close(logits(engine), base, rtol=1e-5, atol=1e-5 * base.abs().max().item())
+    train(engine, 0, 1, 2)
+    applied = logits(engine)
+    assert (applied - base).abs().max() > 0.01 * base.abs().max()
+    engine.write_model(tmp_path / "adapter")
+    both = build_model(shape(arch), merged(base_weights(arch), tmp_path / "adapter"))
+    with torch.no_grad():
+        assert (both(tokens(9)[0]) - applied).abs().max() < 1e-5 * applied.abs().max()
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_peft_loads_the_adapter(tmp_path: Path, method: str) -> None:
+    engine = engine_of("x070", tuning(method))
+    train(engine, 0, 1)
+    engine.write_model(tmp_path / "adapter")
+    model = build_model(shape("x070"), base_weights("x070"))
+    theirs = peft.PeftModel.from_pretrained(model, str(tmp_path / "adapter"))
+    with torch.no_grad():
+        got = theirs(tokens(9)[0])
+    want = logits(engine)
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        tuning("state"),
+        tuning("lora", dropout=0.2, train=["ln_out", "att.x_r"]),
+        tuning("pissa"),
+        tuning("miss"),
+        tuning("full", freeze=["emb", "head"]),
+    ],
+    ids=lambda chosen: chosen.method,
+)
+def test_a_checkpoint_continues_bit_for_bit(
+    tmp_path: Path, chosen: TuningConfig, dtype: torch.dtype
+) -> None:
+    engine = engine_of("x070", chosen, dtype)
+    train(engine, 0, 1)
+    engine.save(tmp_path)
+    onward = train(engine, 2, 3)
+    other = engine_of("x070", chosen, dtype)
+    other.load(tmp_path)
+    assert train(other, 2, 3) == onward
+    ours, theirs = engine.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"optimizer.pt"} | {
+        "state": {"state.pth", "state.json"},
+        "full": {"model.pth"},
+        "lora": {*IN_PEFT, "base.json", "trained.pth"},
+    }.get(chosen.method, {*IN_PEFT, "base.json"})
+
+
+def test_pissa_resumes_where_the_singular_vectors_come_out_otherwise(tmp_path: Path) -> None:
+    """Their signs, for one, are the machine's choice."""
+    engine = engine_of("x070", tuning("pissa"))
+    train(engine, 0, 1)
+    engine.save(tmp_path)
+    other = engine_of("x070", tuning("pissa"))
+    for name, tensor in other.model.state_dict().items():
+        if ".lora_A." in name:
+            tensor.mul_(0.5)
+    model = other.model
+    for layer in model.modules():  # as if half as much had been taken out of each matrix
+        if hasattr(layer, "lora_A"):
+            taken = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+            layer.base_layer.weight.data += taken
+    again = apply_tuning_again(model, other)
+    again.load(tmp_path)
+    got, want = logits(again), logits(engine)
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
+
+
+def apply_tuning_again(model: Any, engine: TorchEngine) -> TorchEngine:
+    """An engine over a model whose adapters are there already."""
+    from rwkvkit.train.adapt import AdapterPortion
+
+    portion = AdapterPortion(model, model.peft_config["default"], set(), BASE)
+    settings = TrainConfig(micro_bsz=2, lr_init=1e-2, lr_final=1e-2, tuning=tuning("pissa"))
+    return TorchEngine(model, settings, portion=portion)
+
+
+def test_parameters_of_the_base_train_beside_an_adapter(tmp_path: Path) -> None:
+    engine = engine_of("x070", tuning("lora", targets=["ffn.key"], train=["ln_out", "att.w0"]))
+    before = base_values(engine)
+    train(engine, 0)
+    after = base_values(engine)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    own = {"ln_out.weight", "ln_out.bias", "blocks.0.att.w0", "blocks.1.att.w0"}
+    assert changed == own
+    engine.write_model(tmp_path / "adapter")
+    both = merged(base_weights("x070"), tmp_path / "adapter")
+    assert all(torch.equal(both[name], after[name]) for name in own)
+
+
+def test_full_with_some_frozen_or_only_some_trained() -> None:
+    engine = engine_of("x070", tuning(freeze=["emb", "blocks.0", "att.key"]))
+    before = base_values(engine)
+    train(engine, 0)
+    after = base_values(engine)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {
+        name
+        for name in before
+        if name.startswith(("emb", "blocks.0.")) or name == "blocks.1.att.key.weight"
+    }
+    only = engine_of("x070", tuning(train=["*.ln*", "ln_out"]))
+    trained = {name for name, p in only.model.named_parameters() if p.requires_grad}
+    assert trained == {name for name in before if "ln" in name}
+
+
+def test_state_tuning_is_the_same_for_any_batch() -> None:
+    """One state serves every sample: its gradient is the mean over them."""
+    for arch in ARCHS:
+        model = engine_of(arch, tuning("state")).model
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("time_state"):
+                    parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+        x, y = tokens(3, batch=3)
+        model.loss(x, y).backward()
+        states = [p for n, p in model.named_parameters() if n.endswith("time_state")]
+        whole = [p.grad.clone() for p in states]
+        for parameter in states:
+            parameter.grad = None
+        for row in range(3):
+            (model.loss(x[row : row + 1], y[row : row + 1]) / 3).backward()
+        for parameter, want in zip(states, whole, strict=True):
+            torch.testing.assert_close(parameter.grad, want, rtol=1e-4, atol=1e-7)
+
+
+def test_learning_rates_by_pattern() -> None:
+    model = build_model(shape("x070"), base_weights("x070"))
+    scales = {"blocks.0.att.key": 0.25, "blocks.0": 0.5, "att.w0": 3.0, "emb": 0.1}
+    groups = optimizer_groups(model, weight_decay=0.1, lr_scale=scales)
+    found = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert found["blocks.0.att.key.weight"] == 0.25
+    assert found["blocks.0.att.w0"] == 1.0  # the first pattern that matches, times the table's 2
+    assert found["blocks.1.att.w0"] == 6.0
+    assert found["emb.weight"] == 0.1
+    assert found["blocks.1.ffn.key.weight"] == 1.0
+    lora = engine_of("x070", tuning("lora", lr_scale={"*.lora_B": 16.0})).model  # LoRA+
+    check_tuning(tuning("lora", lr_scale={"*.lora_B": 16.0}), shape("x070"))
+    groups = optimizer_groups(lora, weight_decay=0, lr_scale={"*.lora_B": 16.0})
+    assert {n: g["lr_scale"] == 16 for g in groups for n in g["names"]} == {
+        name: ".lora_B." in name for name, p in lora.named_parameters() if p.requires_grad
+    }
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    settings = TrainConfig(
+        micro_bsz=4, lr_init=1, lr_final=1, tuning=TuningConfig(lr_scale={"head": 10.0})
+    )
+    engine = TorchEngine(model, settings)
+    engine.step(Batch(*tokens(0)), lr=1e-4, weight_decay=0.0)
+    after = model.state_dict()
+    step = {name: (after[name] - before[name]).abs().max().item() for name in before}
+    assert step["head.weight"] == pytest.approx(10 * step["ln_out.weight"], rel=0.01)
+    assert step["blocks.1.att.w0"] == pytest.approx(2 * step["ln_out.weight"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "where", "near"),
+    [
+        (tuning(freeze=["blocks.7"]), "freeze", "blocks."),
+        (tuning(train=["att.keys"]), "train", "att.key"),
+        (tuning(lr_scale={"embed": 0.1}), "lr_scale", "emb"),
+        (tuning("lora", targets=["att.kye"]), "targets", "att.key"),
+        (tuning("lora", targets=["emb"]), "targets", "att."),  # no matrix of a block
+    ],
+)
+def test_patterns_that_match_nothing(chosen: TuningConfig, where: str, near: str) -> None:
+    with pytest.raises(RecipeError, match="matches nothing") as caught:
+        check_tuning(chosen, shape("x070"))
+    assert caught.value.where == f"train.tuning.{where}"
+    assert near in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rank": 8}, "only an adapter has that"),
+        ({"method": "state", "train": ["emb"]}, "trains the states alone"),
+        ({"method": "miss", "alpha": 4}, "miss has no alpha"),
+        ({"lr_scale": {"emb": 0.0}}, "above 0"),
+        ({"method": "lora", "freeze": ["emb"]}, "nothing of the base trains"),
+    ],
+)
+def test_settings_that_contradict_each_other(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TuningConfig(**given)
+
+
+def test_ranks_and_matrices_that_cannot_be() -> None:
+    with pytest.raises(RecipeError, match="no low rank"):
+        engine_of("x070", TuningConfig(method="lora", rank=33))
+    model = build_model(shape("x070"), init_weights(shape("x070"), 0))
+    with pytest.raises(RecipeError, match="a row of zeros"):  # output starts as zeros
+        apply_tuning(model, tuning("dora"), BASE)
+    with pytest.raises(RecipeError, match="nothing is left to train"):
+        check_tuning(tuning(freeze=["*"]), shape("x070"))
+
+
+def test_what_is_said_about_it() -> None:
+    config = shape("x070", time_state=True)
+    assert check_tuning(tuning(), config) == []
+    total = sum(torch.Size(s).numel() for s in weight_shapes(config).values())
+    assert check_tuning(tuning("state"), config) == [f"state: 1,024 of {total:,} parameters train"]
+    assert check_tuning(tuning("lora", train=["ln_out"]), config) == [
+        "lora: rank 4 alpha 8 at 12 matrices, and 64 parameters of the base"
+    ]
+    for method, lr, said in [
+        ("state", 1, 0),
+        ("state", 1e-5, 1),
+        ("lora", 1e-4, 0),
+        ("full", 1, 1),
+    ]:
+        settings = TrainConfig(micro_bsz=1, lr_init=lr, lr_final=lr, tuning=tuning(method))
+        assert len(rate_hint(settings)) == said
