@@ -8,7 +8,7 @@ from rwkvkit.config import Config
 
 Method = Literal["full", "lora", "dora", "pissa", "miss", "state"]
 
-_OF_ADAPTERS = ("rank", "alpha", "dropout", "targets", "quantize")
+_OF_ADAPTERS = ("rank", "alpha", "dropout", "targets")
 
 
 class TuningConfig(Config):
@@ -34,8 +34,6 @@ class TuningConfig(Config):
     """Patterns of parameters that stay as they are, of those that would train."""
     lr_scale: dict[str, float] = Field(default={})
     """Factor on the learning rate by pattern; of several that match, the first."""
-    quantize: Literal["none", "int8", "nf4"] = "none"
-    """Adapters: how the matrices under them are stored."""
 
     @model_validator(mode="after")
     def _fitting(self) -> "TuningConfig":
