@@ -55,6 +55,10 @@ class TrainConfig(Config):
     """Optimizer steps between checkpoints; a mini-epoch or a tenth of the run unless given."""
     keep: int = Field(default=3, ge=1)
     """How many of the newest checkpoints stay."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
+    """Who gets the rows of metrics.jsonl; tensorboard, if it is installed, unless given."""
+    tracker_project: str = Field(default="rwkvkit", min_length=1)
+    """The project under which wandb and trackio show the run."""
     guards: GuardConfig = GuardConfig()
     """What is done about gradients that are not finite and about loss spikes."""
     tuning: TuningConfig = TuningConfig()

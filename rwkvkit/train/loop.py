@@ -39,6 +39,11 @@ class RunFiles:
         return self.folder / "metrics.jsonl"
 
     @property
+    def train_log(self) -> Path:
+        """One line a mini-epoch, as the reference trainer writes it."""
+        return self.folder / "train_log.txt"
+
+    @property
     def loss_curve(self) -> Path:
         """The picture of the loss."""
         return self.folder / "loss.png"

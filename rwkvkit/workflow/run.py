@@ -31,6 +31,8 @@ from rwkvkit.train.observe import Sink
 from rwkvkit.train.plan import TrainPlan, plan_training
 from rwkvkit.train.record import check_record, read_record, write_record
 from rwkvkit.train.sampler import SampleReader
+from rwkvkit.train.trackers import choose_trackers
+from rwkvkit.workflow.sinks import open_sinks
 from rwkvkit.workflow.weights import InitialWeights
 
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 20
@@ -81,6 +83,7 @@ class Run:
                 hint="leave `sample` out, or set model.head_qk to 0",
             )
         choose_placement(run.settings.device, run.settings.precision)
+        choose_trackers(run.settings.trackers)
         if recipe.prepare is None:
             run.data()
         if run.files.started:
@@ -190,7 +193,7 @@ class Run:
         """
         folder = self.recipe.folder
         record = self._record(data, plan)
-        with self._locked(), _memory_hint():
+        with self._locked(), _memory_hint(), open_sinks(self.recipe, self.settings, plan) as own:
             if self.files.started:
                 check_record(folder, record)
             write_record(folder, record)
@@ -203,7 +206,7 @@ class Run:
                 plan,
                 self.files,
                 report=report,
-                sinks=sinks,
+                sinks=[*own, *sinks],
                 utilisation=self._utilisation(plan),
             )
             rows = read_metrics(self.files.metrics)
@@ -253,6 +256,7 @@ class Run:
 
     def _recipe_record(self) -> dict[str, Any]:
         free = {"device", "wkv", "grad_cp", "compile", "save_every", "keep", "precision"}
+        free |= {"trackers", "tracker_project"}
         batch = {"micro_bsz", "accumulate_grad_batches"}
         return {
             "seed": self.recipe.seed,

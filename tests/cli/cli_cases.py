@@ -15,7 +15,8 @@ prepare:
   - write-binidx: out/tiny/data
   - plan
 model: {arch: x070, n_layer: 2, n_embd: 64, vocab_size: 257}
-train: {micro_bsz: 2, lr_init: 1e-3, lr_final: 1e-4, total_steps: 12, save_every: 3}
+train:
+  {micro_bsz: 2, lr_init: 1e-3, lr_final: 1e-4, total_steps: 12, save_every: 3, trackers: []}
 sample: {prompt: "\\n", max_tokens: 5}
 """
 

@@ -236,4 +236,7 @@ def test_quickstart_for_a_few_steps(folder: Path, run) -> None:
     assert facts["prepare"]["documents"] > 300
     rows = (folder / "out/quickstart/metrics.jsonl").read_text().splitlines()
     assert 10.5 < json.loads(rows[0])["loss"] < 11.5
+    [events] = (folder / "out/quickstart/tensorboard").iterdir()  # it is installed: the default
+    assert b"loss_smooth" in events.read_bytes()
+    assert (folder / "out/quickstart/train_log.txt").read_text().startswith("NEW RUN ")
     shutil.rmtree(folder / "out")

@@ -76,6 +76,7 @@ def test_one_command_does_everything_and_a_second_one_nothing(folder, run) -> No
             "rwkv-final.pth",
             "rwkv-init.json",
             "rwkv-init.pth",
+            "train_log.txt",
         ]
     )
     last = torch.load(out / "checkpoints/step-00000012/model.pth", weights_only=True)
