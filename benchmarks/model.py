@@ -17,7 +17,7 @@ import numpy as np
 import report
 import torch
 
-from rwkvkit import BinidxWriter, open_binidx
+from rwkvkit import BinidxWriter, magic_prime, open_binidx
 from rwkvkit.model.checkpoint import build_model
 from rwkvkit.model.config import ARCHS, ModelConfig
 from rwkvkit.model.init import init_weights
@@ -110,7 +110,9 @@ def _overhead(ctx_len: int, steps: int = 60) -> dict[str, float]:
             tokens = np.random.default_rng(0).integers(4096, size=1_000_000)
             writer.add(tokens.astype(np.uint16))
         data = open_binidx(prefix)
-        plan = plan_training(settings, n_tokens=data.n_tokens, ctx_len=ctx_len)
+        prime = magic_prime(data.n_tokens, ctx_len)
+        samples = SampleReader(data, prime, ctx_len, config.vocab_size)
+        plan = plan_training(settings, samples)
         engine = TorchEngine(build_model(config, init_weights(config, seed=0)), settings)
         files = RunFiles(Path(folder) / "run")
         ends: list[float] = []
@@ -119,7 +121,7 @@ def _overhead(ctx_len: int, steps: int = 60) -> dict[str, float]:
             start = time.perf_counter()
             train(
                 engine,
-                SampleReader(data, plan.magic_prime, ctx_len, config.vocab_size),
+                samples,
                 plan,
                 files,
                 report=lambda line: None,

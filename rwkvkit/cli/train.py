@@ -45,14 +45,15 @@ def train(
     if not init.up_to_date:
         draw(run.weights, console)
     data = run.data()
-    plan = run.plan(data.n_tokens)
+    samples = run.samples(data)
+    plan = run.plan(samples)
     console.note(f"model {summary(run.model_config)}")
     for line in plan.lines:
         console.note(f"train: {line}")
     status = run.status(data, plan)
     console.note(f"train: {'up to date: ' if status.up_to_date else ''}{status.reason}")
     if not status.up_to_date:
-        run.train(data, plan, report=console.note, sinks=[_shower(console)])
+        run.train(data, samples, plan, report=console.note, sinks=[_shower(console)])
     end = run.finished()
     facts |= {"skipped": status.up_to_date, "final": str(run.files.final)} | end
     console.result(
@@ -108,12 +109,12 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
     console.result(f"model: {summary(run.model_config)}")
     plan_lines: tuple[str, ...] = ()
     if data is not None:
-        plan = run.plan(data.n_tokens)
+        plan = run.plan(run.samples(data))
         plan_lines = plan.lines
         if run.weights.path.exists():
             steps.append(("train", run.status(data, plan)))
     else:
-        console.result("train: steps and magic_prime follow when the dataset is there")
+        console.result("train: order and steps follow when the dataset is there")
     for line in plan_lines:
         console.result(f"train: {line}")
     for name, status in steps:

@@ -16,12 +16,15 @@ class Batch:
         y: target ids, int64 [G, T]: the token after each input.
         mask: the weight of each target in the loss [G, T]; None: all equal.
         resets: bool [G, T], True where a new document starts; None: each sample is one text.
+        segments: equal runs of tokens into which T is cut; the model trains on one after another
+            and carries its state from each to the next.
     """
 
     x: Tensor
     y: Tensor
     mask: Tensor | None = None
     resets: Tensor | None = None
+    segments: int = 1
 
     @property
     def counted(self) -> float:
@@ -30,11 +33,14 @@ class Batch:
 
     def split(self, parts: int) -> "list[Batch]":
         """Cut into ``parts`` equal runs of samples, in order."""
-        columns = [
+        columns = (
             [None] * parts if tensor is None else torch.chunk(tensor, parts)
             for tensor in (self.x, self.y, self.mask, self.resets)
+        )
+        return [
+            Batch(x, y, mask, resets, self.segments)
+            for x, y, mask, resets in zip(*columns, strict=True)
         ]
-        return [Batch(*row) for row in zip(*columns, strict=True)]
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on ``device``."""
@@ -43,15 +49,31 @@ class Batch:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
         x, y = (tensor.to(device, non_blocking=True) for tensor in (self.x, self.y))
-        return Batch(x, y, moved(self.mask), moved(self.resets))
+        return Batch(x, y, moved(self.mask), moved(self.resets), self.segments)
 
 
 class Sampler(Protocol):
     """Numbers the samples of a run from 1, so that the position in the data is one integer.
 
     An optimizer step of global batch G trains on samples ``1 + step · G … step · G + G``, whatever
-    the number of processes and of passes; a process may read any part of them.
+    the number of processes and of passes; a process may read any part of them. What comes after
+    the last sample of a pass over the dataset is the next pass.
     """
+
+    @property
+    def once(self) -> int:
+        """Tokens of one pass over the dataset, padding included."""
+
+    @property
+    def sample_tokens(self) -> float:
+        """Tokens of a sample, padding included; their mean if they differ."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The order of the samples and what follows from it, for people."""
+
+    def tokens(self, count: int) -> int:
+        """Return the tokens of the first ``count`` samples, padding included."""
 
     def read(self, start: int, count: int) -> Batch:
         """Return samples ``start … start + count - 1``.

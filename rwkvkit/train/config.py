@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rwkvkit.config import Config, Count
 from rwkvkit.train.guard import GuardConfig
+from rwkvkit.train.sampling import SamplingConfig
 from rwkvkit.train.tuning import TuningConfig
 
 
@@ -63,6 +64,8 @@ class TrainConfig(Config):
     """What is done about gradients that are not finite and about loss spikes."""
     tuning: TuningConfig = TuningConfig()
     """What of the model is trained; all of it unless given."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Which tokens make a sample, and in which order."""
 
     @model_validator(mode="after")
     def _one_end(self) -> "TrainConfig":

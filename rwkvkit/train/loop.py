@@ -9,7 +9,7 @@ from rwkvkit.train.batch import Sampler
 from rwkvkit.train.checkpoints import CheckpointStore
 from rwkvkit.train.engine import Engine, StepResult
 from rwkvkit.train.metrics import MetricsLog, plot_loss
-from rwkvkit.train.observe import Probe, Sink, StepReport
+from rwkvkit.train.observe import END_EARLY, Probe, Sink, StepReport
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.prefetch import Prefetch
 from rwkvkit.train.signals import StopRequest
@@ -104,8 +104,9 @@ def train(
         MetricsLog(files.metrics, done=done) as metrics,
         Prefetch(samples, stride=batch, end=steps * batch) as ready,
     ):
-        watch = Watch(plan, done, metrics.rows, utilisation)
-        while done < steps:
+        watch = Watch(plan, samples, done, metrics.rows, utilisation)
+        ended = bool(metrics.rows) and END_EARLY in metrics.rows[-1]
+        while done < steps and not ended:
             lr, weight_decay = plan.schedule.lr(done), plan.schedule.weight_decay(done)
             result = engine.step(
                 ready.read(1 + done * batch, batch), lr=lr, weight_decay=weight_decay
@@ -122,17 +123,18 @@ def train(
                 sink(now)
             if result.skipped:
                 _meet_skip(now, result, plan, store, files, report)
+            ended = done == steps or END_EARLY in now.found
             stopped_by = stop.name
             # Weights that give no finite gradient are no place to resume from: the save waits.
             due = due or done % plan.save_every == 0 or now.rolled_back_to is not None
-            if stopped_by or done == steps or (due and not result.skipped):
+            if stopped_by or ended or (due and not result.skipped):
                 due = False
                 try:
                     store.save(done, engine.save)
                 except DivergedError as error:
                     raise _diverged(error, done, store, files) from None
                 plot_loss(files.metrics, files.loss_curve)
-            if stopped_by and done < steps:
+            if stopped_by and not ended:
                 raise InterruptedRun(
                     f"{stopped_by} after step {done:,} of {steps:,}; a checkpoint was saved",
                     where=str(files.checkpoints),

@@ -15,7 +15,7 @@ class StepReport:
     Attributes:
         step: optimizer steps done.
         steps: optimizer steps of the run.
-        tokens: tokens trained on.
+        tokens: tokens trained on, padding included.
         loss: cross entropy of the step, nats a token; NaN where the step was skipped.
         lr: learning rate of the step.
         weight_decay: weight decay of the step.
@@ -75,6 +75,9 @@ class StepReport:
             for name, value in row.items()
         }
 
+
+END_EARLY = "end_early"
+"""What a probe finds, with the reason, where the run is to end after this step."""
 
 MACHINE = frozenset({"tokens_per_s", "mfu", "peak_memory_gb", "data_wait_s"})
 """The columns that depend on the machine; all others are the same for the same recipe."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rwkvkit.data.prime import magic_prime
+from rwkvkit.train.batch import Sampler
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Placement, choose_placement
 from rwkvkit.train.sampler import MINI_EPOCH_SAMPLES
@@ -15,8 +15,6 @@ class TrainPlan:
 
     Attributes:
         config: the recipe's settings.
-        ctx_len: tokens a sample.
-        magic_prime: the prime that orders the samples.
         placement: device and precision.
         schedule: learning rate and weight decay by step.
         save_every: optimizer steps between checkpoints.
@@ -25,8 +23,6 @@ class TrainPlan:
     """
 
     config: TrainConfig
-    ctx_len: int
-    magic_prime: int
     placement: Placement
     schedule: Schedule
     save_every: int
@@ -35,25 +31,22 @@ class TrainPlan:
 
 
 def plan_training(
-    config: TrainConfig, *, n_tokens: int, ctx_len: int, begun_in: str | None = None
+    config: TrainConfig, samples: Sampler, *, begun_in: str | None = None
 ) -> TrainPlan:
     """Make the choices that depend on the dataset and the machine.
 
     Args:
         config: the recipe's settings.
-        n_tokens: tokens in the dataset.
-        ctx_len: tokens a sample.
+        samples: the data in the order of the run.
         begun_in: dtype of the run that is resumed, if one is.
 
     Raises:
-        DataError: the dataset is too small for ``ctx_len``.
         RecipeError: the machine lacks the device that the recipe asks for.
     """
-    prime = magic_prime(n_tokens, ctx_len)
     placement = choose_placement(config.device, config.precision, begun_in)
     batch = config.global_batch
-    tokens_per_step = batch * ctx_len
-    exit_tokens = None if config.total_steps else (config.my_exit_tokens or n_tokens)
+    tokens_per_step = batch * samples.sample_tokens
+    exit_tokens = None if config.total_steps else (config.my_exit_tokens or samples.once)
     schedule = Schedule(
         lr_init=config.lr_init,
         lr_final=config.lr_final,
@@ -69,7 +62,7 @@ def plan_training(
     elif config.my_exit_tokens:
         end = f"my_exit_tokens {config.my_exit_tokens:,} in the recipe"
     else:
-        end = f"the dataset's {n_tokens:,} tokens once"
+        end = f"the dataset's {samples.once:,} tokens once"
     mini_epoch = max(1, MINI_EPOCH_SAMPLES // batch)
     tenth = max(1, schedule.steps // 10)
     save_every = config.save_every or min(mini_epoch, tenth)
@@ -80,9 +73,10 @@ def plan_training(
     lines = (
         *placement.reasons,
         f"global batch {batch} samples = micro_bsz {config.micro_bsz}"
-        f" x accumulate_grad_batches {config.accumulate_grad_batches}: {tokens_per_step:,} tokens",
-        f"magic_prime {prime}: the largest 3n+2 prime below {n_tokens:,} tokens / {ctx_len}",
+        f" x accumulate_grad_batches {config.accumulate_grad_batches}:"
+        f" {tokens_per_step:,.0f} tokens",
+        *samples.lines,
         f"{schedule.steps:,} steps: {end}",
         f"a checkpoint every {save_every} steps: {save_reason}; the newest {config.keep} stay",
     )
-    return TrainPlan(config, ctx_len, prime, placement, schedule, save_every, lines)
+    return TrainPlan(config, placement, schedule, save_every, lines)

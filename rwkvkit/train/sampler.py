@@ -53,6 +53,26 @@ class SampleReader:
     ctx_len: int
     vocab_size: int
 
+    @property
+    def once(self) -> int:
+        """Tokens of the dataset."""
+        return self.data.n_tokens
+
+    @property
+    def sample_tokens(self) -> int:
+        """Tokens of a sample."""
+        return self.ctx_len
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The prime, for people."""
+        slots = f"{self.data.n_tokens:,} tokens / {self.ctx_len}"
+        return (f"magic_prime {self.magic_prime}: the largest 3n+2 prime below {slots}",)
+
+    def tokens(self, count: int) -> int:
+        """Return the tokens of ``count`` samples."""
+        return count * self.ctx_len
+
     def read(self, start: int, count: int) -> Batch:
         """Return samples ``start …`` (from 1), with a mask if the dataset has one.
 
@@ -62,15 +82,24 @@ class SampleReader:
         starts = sample_offsets(self.magic_prime, self.ctx_len, start, count).tolist()
         length = self.ctx_len + 1
         tokens = np.stack([self.data.tokens(first, length) for first in starts]).astype(np.int64)
-        if tokens.max() >= self.vocab_size:
-            raise DataError(
-                f"token id {tokens.max()} is outside the model's vocabulary of {self.vocab_size}",
-                where=f"{self.data.prefix}.bin",
-                hint="raise the model's vocab_size, or prepare the data with its tokenizer",
-            )
+        check_vocabulary(tokens, self.vocab_size, self.data)
         mask = None
         if self.data.has_mask:
             columns = np.stack([self.data.mask(first, length) for first in starts])
             mask = torch.from_numpy(columns)[:, 1:]
         ids = torch.from_numpy(tokens)
         return Batch(ids[:, :-1], ids[:, 1:], mask)
+
+
+def check_vocabulary(tokens: NDArray[np.int64], vocab_size: int, data: Binidx) -> None:
+    """Check token ids against a model's vocabulary.
+
+    Raises:
+        DataError: an id does not fit.
+    """
+    if tokens.max() >= vocab_size:
+        raise DataError(
+            f"token id {tokens.max()} is outside the model's vocabulary of {vocab_size}",
+            where=f"{data.prefix}.bin",
+            hint="raise the model's vocab_size, or prepare the data with its tokenizer",
+        )

@@ -38,7 +38,7 @@ class Schedule:
         warmup_steps: int,
         total_steps: int | None = None,
         exit_tokens: int | None = None,
-        tokens_per_step: int | None = None,
+        tokens_per_step: float | None = None,
         weight_decay: float = 0.0,
         weight_decay_final: float | None = None,
     ) -> None:

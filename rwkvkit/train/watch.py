@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rwkvkit.train.batch import Sampler
 from rwkvkit.train.device import peak_memory
 from rwkvkit.train.engine import StepResult
 from rwkvkit.train.observe import StepReport
@@ -20,6 +21,7 @@ class Watch:
 
     Args:
         plan: the choices of the run.
+        samples: the data; says how many tokens a number of samples has.
         done: optimizer steps done.
         rows: the rows of ``metrics.jsonl`` up to there; all but the speed continues from them.
         utilisation: share of the hardware's peak that one token a second takes; None: unknown.
@@ -28,13 +30,15 @@ class Watch:
     def __init__(
         self,
         plan: TrainPlan,
+        samples: Sampler,
         done: int,
         rows: Sequence[Mapping[str, Any]] = (),
         utilisation: float | None = None,
     ) -> None:
         self._plan = plan
+        self._samples = samples
         self._smoothed = SmoothedLoss(plan.config.guards.spike_sigma, rows)
-        self._clock = Clock(done)
+        self._clock = Clock(self._tokens(done))
         self._utilisation = utilisation
         self._skipped = int(rows[-1].get("skipped", 0)) if rows else 0
         self._skipped_in_a_row = 0
@@ -47,9 +51,8 @@ class Watch:
         self, done: int, result: StepResult, *, lr: float, weight_decay: float, waited_s: float
     ) -> StepReport:
         """Return the report of the step that brought the run to ``done`` steps."""
-        tokens_per_step = self._plan.config.global_batch * self._plan.ctx_len
-        steps = self._plan.schedule.steps
-        rate = self._clock.rate(done) * tokens_per_step
+        tokens, steps = self._tokens(done), self._plan.schedule.steps
+        rate = self._clock.rate(tokens)
         self._skipped += result.skipped
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if result.skipped else 0
         loss = math.nan if result.skipped else result.loss
@@ -58,7 +61,7 @@ class Watch:
         return StepReport(
             step=done,
             steps=steps,
-            tokens=done * tokens_per_step,
+            tokens=tokens,
             loss=loss,
             loss_smooth=math.nan if smooth is None else smooth,
             lr=lr,
@@ -71,18 +74,21 @@ class Watch:
             mfu=None if self._utilisation is None else self._utilisation * rate,
             peak_memory_gb=peak_memory(self._plan.placement.device) / 1e9,
             data_wait_s=waited_s,
-            eta_s=(steps - done) * tokens_per_step / rate,
+            eta_s=(self._tokens(steps) - tokens) / rate,
         )
+
+    def _tokens(self, step: int) -> int:
+        return self._samples.tokens(step * self._plan.config.global_batch)
 
 
 class Clock:
-    """Measures speed over the newest steps, so that it follows a machine that others use too."""
+    """Measures tokens over the newest steps, so that it follows a machine that others use too."""
 
     def __init__(self, done: int) -> None:
         self._ends = deque([(done, time.monotonic())], maxlen=_WINDOW)
 
     def rate(self, done: int) -> float:
-        """Return steps a second, now that ``done`` steps are done."""
+        """Return tokens a second, now that ``done`` tokens are done."""
         self._ends.append((done, time.monotonic()))
         (first, since), (last, now) = self._ends[0], self._ends[-1]
         return (last - first) / max(now - since, 1e-9)

@@ -21,6 +21,7 @@ from rwkvkit.model.flops import train_flops
 from rwkvkit.recipe.dataset import dataset_prefix, make_build
 from rwkvkit.recipe.schema import Recipe
 from rwkvkit.train.adapt import apply_tuning, check_tuning, rate_hint, result_name
+from rwkvkit.train.batch import Sampler
 from rwkvkit.train.compile import choose_compile
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import choose_placement, peak_flops
@@ -28,9 +29,9 @@ from rwkvkit.train.engine import TorchEngine
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.observe import Sink
+from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan, plan_training
 from rwkvkit.train.record import check_record, read_record, write_record
-from rwkvkit.train.sampler import SampleReader
 from rwkvkit.train.trackers import choose_trackers
 from rwkvkit.workflow.sinks import open_sinks
 from rwkvkit.workflow.weights import InitialWeights
@@ -143,13 +144,22 @@ class Run:
         """
         return open_binidx(dataset_prefix(self.recipe))
 
-    def plan(self, n_tokens: int) -> TrainPlan:
-        """Make the run's choices for a dataset of ``n_tokens``; see ``plan_training``."""
-        begun = read_record(self.recipe.folder).get("dtype") if self.files.started else None
-        plan = plan_training(
-            self.settings, n_tokens=n_tokens, ctx_len=self.recipe.ctx_len, begun_in=begun
+    def samples(self, data: Binidx) -> Sampler:
+        """Put a dataset into the order of the run; see ``make_samples``."""
+        return make_samples(
+            self.settings.sampling,
+            data,
+            ctx_len=self.recipe.ctx_len,
+            vocab_size=self.model_config.vocab_size,
+            global_batch=self.settings.global_batch,
+            seed=self.recipe.seed,
         )
-        tokens = plan.schedule.steps * self.settings.global_batch * self.recipe.ctx_len
+
+    def plan(self, samples: Sampler) -> TrainPlan:
+        """Make the run's choices for its samples; see ``plan_training``."""
+        begun = read_record(self.recipe.folder).get("dtype") if self.files.started else None
+        plan = plan_training(self.settings, samples, begun_in=begun)
+        tokens = samples.tokens(plan.schedule.steps * self.settings.global_batch)
         compiled = choose_compile(
             self.settings.compile, plan.placement.device, self.model_config, tokens
         )
@@ -180,6 +190,7 @@ class Run:
     def train(
         self,
         data: Binidx,
+        samples: Sampler,
         plan: TrainPlan,
         *,
         report: Callable[[str], None],
@@ -202,7 +213,7 @@ class Run:
             torch.manual_seed(self.recipe.seed)
             train(
                 self._engine(plan, record["weights"]),
-                SampleReader(data, plan.magic_prime, plan.ctx_len, self.model_config.vocab_size),
+                samples,
                 plan,
                 self.files,
                 report=report,

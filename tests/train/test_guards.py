@@ -36,6 +36,12 @@ class Samples:
     poisoned: frozenset[int] = frozenset()
     shocking: frozenset[int] = frozenset()
     reads: list[tuple[int, int]] = field(default_factory=list)
+    once: int = 10_000
+    sample_tokens: int = CTX
+    lines: tuple[str, ...] = ()
+
+    def tokens(self, count: int) -> int:
+        return count * CTX
 
     def read(self, start: int, count: int) -> Batch:
         self.reads.append((start, count))
@@ -83,7 +89,7 @@ def run(
             **settings,
         }
     )
-    plan = plan_training(config, n_tokens=10_000, ctx_len=CTX)
+    plan = plan_training(config, samples)
     model = ModelConfig(arch="x070", n_layer=1, n_embd=32, head_size=16, vocab_size=VOCAB)
     engine = HarmedEngine(build_model(model, init_weights(model, 3)).train(), config)
 
