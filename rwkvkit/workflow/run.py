@@ -204,7 +204,7 @@ class Run:
         """
         folder = self.recipe.folder
         record = self._record(data, plan)
-        with self._locked(), _memory_hint(), open_sinks(self.recipe, self.settings, plan) as own:
+        with self._locked(), _memory_hint(), open_sinks(self.recipe, self.settings, samples) as own:
             if self.files.started:
                 check_record(folder, record)
             write_record(folder, record)

@@ -4,17 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rwkvkit.recipe.schema import Recipe
+from rwkvkit.train.batch import Sampler
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.loop import RunFiles
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.observe import Sink
-from rwkvkit.train.plan import TrainPlan
+from rwkvkit.train.sampler import SampleReader
 from rwkvkit.train.trackers import choose_trackers, open_trackers
 from rwkvkit.train.train_log import TrainLog
 
 
 @contextmanager
-def open_sinks(recipe: Recipe, settings: TrainConfig, plan: TrainPlan) -> Iterator[list[Sink]]:
+def open_sinks(recipe: Recipe, settings: TrainConfig, samples: Sampler) -> Iterator[list[Sink]]:
     """Open the sinks that a recipe asks for; one process of a run does this.
 
     Raises:
@@ -24,8 +25,8 @@ def open_sinks(recipe: Recipe, settings: TrainConfig, plan: TrainPlan) -> Iterat
     rows = read_metrics(files.metrics)
     resolved = recipe.model_dump(mode="json", exclude_none=True, exclude={"prepare"})
     flags = settings.model_dump(mode="json") | {
-        "ctx_len": plan.ctx_len,
-        "magic_prime": plan.magic_prime,
+        "ctx_len": recipe.ctx_len,
+        "magic_prime": samples.magic_prime if isinstance(samples, SampleReader) else 0,
         "seed": recipe.seed,
     }
     log = TrainLog(files.train_log, files.metrics, flags, settings.global_batch)
