@@ -1,30 +1,22 @@
-"""Prepare a model for fine-tuning: what trains, adapters around matrices, what is saved.
+"""Prepare a model for fine-tuning: what trains, and adapters around matrices."""
 
-R rank, I inputs and O outputs of a matrix.
-"""
-
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from rwkvkit.errors import RecipeError
-from rwkvkit.files import fsync
-from rwkvkit.model.adapter import peft_library, read_adapter, write_adapter, write_record
-from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
+from rwkvkit.errors import RecipeError, SetupError
+from rwkvkit.model.adapter import peft_library
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.init import weight_shapes
 from rwkvkit.model.rwkv import RWKV
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.patterns import matching, plain_name
-from rwkvkit.train.portion import Portion, WholeModel
+from rwkvkit.train.portion import AdapterPortion, Portion, StatePortion, WholeModel
+from rwkvkit.train.quantize import quantize
 from rwkvkit.train.tuning import TuningConfig
 
 KEY = "train.tuning"
-STATE_FILE = "state.pth"
 
 
 def result_name(tuning: TuningConfig) -> str:
@@ -59,9 +51,17 @@ def check_tuning(tuning: TuningConfig, config: ModelConfig) -> list[str]:
         if len(whole) == len(names):
             return []
         return [f"{tuning.method}: {size:,} of {total:,} parameters train"]
+    if odd := sorted(whole & {f"{target}.weight" for target in targets}):
+        raise RecipeError(
+            f"{odd[0]} would train itself and through its adapter",
+            where=f"{KEY}.train",
+            hint="leave it out of train, or out of targets",
+        )
     alpha = "" if tuning.method == "miss" else f" alpha {tuning.effective_alpha}"
     beside = f", and {size:,} parameters of the base" if whole else ""
-    return [f"{tuning.method}: rank {tuning.rank}{alpha} at {len(targets)} matrices{beside}"]
+    kept = "" if tuning.quantize == "none" else f" kept in {tuning.quantize}"
+    at = f"rank {tuning.rank}{alpha} at {len(targets)} matrices{kept}"
+    return [f"{tuning.method}: {at}{beside}"]
 
 
 def rate_hint(config: TrainConfig) -> list[str]:
@@ -74,137 +74,45 @@ def rate_hint(config: TrainConfig) -> list[str]:
     return []
 
 
-def apply_tuning(model: RWKV, tuning: TuningConfig, base: Mapping[str, Any]) -> Portion:
-    """Freeze what does not train, and put adapters where the recipe wants them.
+def apply_tuning(
+    model: RWKV,
+    tuning: TuningConfig,
+    base: Mapping[str, Any],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Portion:
+    """Freeze what does not train, put adapters where the recipe wants them, move to the device.
 
     Args:
-        model: with the base's weights, in float32; changed in place.
+        model: with the base's weights, in float32; changed in place. On the CPU, so that frozen
+            weights never take four bytes on the device.
         tuning: the recipe's section, checked by :func:`check_tuning`.
         base: ``path`` and ``sha256`` of the base's file, kept beside what is saved.
+        device: where the model is to train.
+        dtype: of the frozen weights; what trains stays in float32.
 
     Returns:
         What checkpoints of the run hold.
 
     Raises:
         RecipeError: DoRA over a matrix with a row of zeros, which has no direction.
-        SetupError: peft is not installed.
+        SetupError: peft or bitsandbytes is not installed, or cannot do this on the device.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     whole = _trained_names(tuning, list(shapes))
-    config = _inject(model, tuning, _targets(tuning, shapes)) if tuning.is_adapter else None
+    config = None
+    if tuning.is_adapter:
+        config = _inject(model, tuning, _targets(tuning, shapes), torch.device(device))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(_is_adapter(name) or plain_name(name) in whole)
+        trains = _is_adapter(name) or plain_name(name) in whole
+        if parameter.is_floating_point():  # which quantized weights are not
+            parameter.requires_grad_(trains)
+            parameter.data = parameter.data.to(torch.float32 if trains else dtype)
+    model.to(device)
     if config is not None:
         return AdapterPortion(model, config, whole, base)
     return StatePortion(base) if tuning.method == "state" else WholeModel()
-
-
-class StatePortion:
-    """The states that documents start from, in the reference's file of only those tensors."""
-
-    def __init__(self, base: Mapping[str, Any]) -> None:
-        self._base = base
-
-    def save(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
-        """Write ``state.pth`` and its record."""
-        self.write(tensors, folder / STATE_FILE)
-
-    def load(self, model: nn.Module, folder: Path) -> None:
-        """Read ``state.pth``."""
-        _load(model, read_checkpoint(folder / STATE_FILE))
-
-    def write(self, tensors: Mapping[str, Tensor], path: Path) -> None:
-        """Write the states, with the base's fingerprint beside them."""
-        states = {name: t for name, t in tensors.items() if name.endswith(".att.time_state")}
-        write_record(path, self._base)
-        write_checkpoint(states, path)
-
-
-class AdapterPortion:
-    """An adapter, and parameters of the base that train with it, in peft's files.
-
-    PiSSA takes the largest singular part out of each matrix and trains that part. What is saved is
-    the change against the base as it was, an adapter of twice the rank: ``B A - B₀ A₀``.
-
-    Args:
-        model: with the adapter injected, before any training.
-        config: peft's configuration.
-        whole: names of parameters of the base that train.
-        base: the record of the base's file.
-    """
-
-    def __init__(self, model: RWKV, config: Any, whole: set[str], base: Mapping[str, Any]) -> None:
-        self._model = model
-        self._config = config
-        self._whole = whole
-        self._base = base
-        self._initial: dict[str, Tensor] = {}
-        if getattr(config, "init_lora_weights", None) == "pissa":
-            start = _adapter_tensors(model, model.state_dict())
-            self._initial = {name: tensor.detach().cpu().clone() for name, tensor in start.items()}
-
-    def save(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
-        """Write the adapter's files and the record of its base."""
-        own = _adapter_tensors(self._model, tensors)
-        config = self._config
-        if self._initial:
-            own = {name: self._against_base(name, tensor) for name, tensor in own.items()}
-            config = type(config)(
-                r=2 * config.r, lora_alpha=2 * config.lora_alpha,
-                lora_dropout=config.lora_dropout, target_modules=config.target_modules,
-            )  # fmt: skip
-        whole = {plain_name(n): t for n, t in tensors.items() if plain_name(n) in self._whole}
-        write_adapter(folder, config, own, whole)
-        write_record(folder, self._base)
-
-    def load(self, model: nn.Module, folder: Path) -> None:
-        """Read the adapter's files."""
-        _, own, whole = read_adapter(folder)
-        if self._initial:
-            own = self._split(own)
-        named = {plain_name(name): name for name in model.state_dict()}
-        peft_library().set_peft_model_state_dict(model, own)
-        _load(model, {named[name]: tensor for name, tensor in whole.items()})
-
-    def write(self, tensors: Mapping[str, Tensor], path: Path) -> None:
-        """Write the adapter as a folder."""
-        beside = path.with_name(f".{path.name}.tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        try:
-            beside.mkdir(parents=True)
-            self.save(tensors, beside)
-            if path.exists():
-                shutil.rmtree(path)
-            beside.rename(path)
-            fsync(path.parent)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-
-    def _against_base(self, name: str, tensor: Tensor) -> Tensor:
-        """[A; A₀] and [B, -B₀], in the precision of the start."""
-        start = self._initial[name]
-        now = tensor.detach().cpu().to(start.dtype)
-        return torch.cat([now, start], 0) if ".lora_A." in name else torch.cat([now, -start], 1)
-
-    def _split(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take [A; A₀] and [B, -B₀] apart; the matrices lose B₀ A₀ as they did in that run."""
-        rank = self._config.r
-        own, start = {}, {}
-        for name, tensor in saved.items():
-            first, second = tensor.split(rank, 0 if ".lora_A." in name else 1)
-            own[name] = first.contiguous()
-            start[name] = second.contiguous() if ".lora_A." in name else -second
-        scale = self._config.lora_alpha / rank
-        for name in (name for name in start if ".lora_A." in name):
-            module = name.partition(".lora_A.")[0]
-            other = name.replace(".lora_A.", ".lora_B.")
-            if all(torch.equal(start[key], self._initial[key]) for key in (name, other)):
-                continue  # a machine that computes other singular vectors comes here
-            weight = self._model.get_parameter(f"{module}.base_layer.weight")
-            difference = self._initial[other] @ self._initial[name] - start[other] @ start[name]
-            weight.data += scale * difference.to(weight)
-        self._initial = start
-        return own
 
 
 def _trained_names(tuning: TuningConfig, names: list[str]) -> set[str]:
@@ -229,7 +137,7 @@ def _targets(tuning: TuningConfig, shapes: Mapping[str, tuple[int, ...]]) -> lis
     return [name.removesuffix(".weight") for name in matrices if name in found]
 
 
-def _inject(model: RWKV, tuning: TuningConfig, targets: list[str]) -> Any:
+def _inject(model: RWKV, tuning: TuningConfig, targets: list[str], device: torch.device) -> Any:
     peft = peft_library()
     if tuning.method == "miss":
         config = peft.MissConfig(r=tuning.rank, miss_dropout=tuning.dropout, target_modules=targets)
@@ -256,22 +164,17 @@ def _inject(model: RWKV, tuning: TuningConfig, targets: list[str]) -> Any:
                 where=f"{KEY}.method",
                 hint="take lora, or a base that has been trained",
             )
+    if tuning.quantize != "none":
+        if (tuning.method, tuning.quantize, device.type) == ("dora", "int8", "cpu"):
+            raise SetupError(  # its int8 layers lose their scales when peft reads the weight
+                "on a CPU bitsandbytes cannot train DoRA over int8",
+                where=f"{KEY}.quantize",
+                hint="take nf4, or lora",
+            )
+        quantize(model, targets, tuning.quantize, device)
     peft.inject_adapter_in_model(config, model)
     return config
 
 
 def _is_adapter(name: str) -> bool:
     return ".lora_" in name or ".miss_" in name
-
-
-def _adapter_tensors(model: RWKV, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = peft_library().get_peft_model_state_dict(
-        model, state_dict=dict(tensors)
-    )
-    return found
-
-
-def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors by name over those of a model; names it does not have are a bug."""
-    unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
-    assert not unknown, unknown

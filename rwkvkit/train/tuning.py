@@ -8,7 +8,7 @@ from rwkvkit.config import Config
 
 Method = Literal["full", "lora", "dora", "pissa", "miss", "state"]
 
-_OF_ADAPTERS = ("rank", "alpha", "dropout", "targets")
+_OF_ADAPTERS = ("rank", "alpha", "dropout", "targets", "quantize")
 
 
 class TuningConfig(Config):
@@ -34,6 +34,8 @@ class TuningConfig(Config):
     """Patterns of parameters that stay as they are, of those that would train."""
     lr_scale: dict[str, float] = Field(default={})
     """Factor on the learning rate by pattern; of several that match, the first."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """Adapters: how the matrices under them are kept in memory."""
 
     @model_validator(mode="after")
     def _fitting(self) -> "TuningConfig":
@@ -45,6 +47,8 @@ class TuningConfig(Config):
             raise ValueError("nothing of the base trains beside an adapter: leave freeze out")
         if self.method == "miss" and self.alpha is not None:
             raise ValueError("miss has no alpha")
+        if self.method == "pissa" and self.quantize != "none":
+            raise ValueError("pissa takes part of each matrix out: it needs quantize: none")
         if any(scale <= 0 for scale in self.lr_scale.values()):
             raise ValueError("lr_scale takes factors above 0; freeze keeps parameters as they are")
         return self

@@ -245,13 +245,18 @@ class Run:
         model = build_model(
             self.model_config,
             read_checkpoint(self.weights.path),
-            device=plan.placement.device,
             grad_cp=self.settings.grad_cp,
             impl=self.settings.wkv,
             where=str(self.weights.path),
         )
         base = {"path": str(self.weights.path), "sha256": sha256}
-        portion = apply_tuning(model, self.settings.tuning, base)
+        portion = apply_tuning(
+            model,
+            self.settings.tuning,
+            base,
+            device=plan.placement.device,
+            dtype=plan.placement.dtype,
+        )
         if plan.compile:
             model.compile_blocks()
         return TorchEngine(model.train(), self.settings, plan.placement.dtype, portion)

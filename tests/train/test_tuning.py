@@ -1,14 +1,17 @@
 """Fine-tuning: what trains, what stays, what is saved and comes back."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from rwkvkit import load_model
 from rwkvkit.errors import RecipeError
 from rwkvkit.model.adapter import merged
 from rwkvkit.model.checkpoint import build_model
@@ -19,10 +22,12 @@ from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.engine import TorchEngine
 from rwkvkit.train.optimizer import optimizer_groups
+from rwkvkit.train.portion import AdapterPortion
 from rwkvkit.train.tuning import TuningConfig
 
 ARCHS = ("x052", "x060", "x070")
 ADAPTERS = ("lora", "dora", "pissa", "miss")
+GOLDEN = Path(__file__).parents[1] / "golden/models"
 IN_PEFT = {"adapter_config.json", "adapter_model.safetensors"}
 BASE = {"path": "base.pth", "sha256": "0"}
 
@@ -51,7 +56,7 @@ def engine_of(
     torch.manual_seed(seed)
     config = shape(arch, time_state=chosen.method == "state")
     model = build_model(config, base_weights(arch))
-    portion = apply_tuning(model, chosen, BASE)
+    portion = apply_tuning(model, chosen, BASE, dtype=dtype)
     settings = TrainConfig(micro_bsz=2, lr_init=1e-2, lr_final=1e-2, tuning=chosen)
     return TorchEngine(model.train(), settings, dtype, portion)
 
@@ -183,8 +188,6 @@ def test_pissa_resumes_where_the_singular_vectors_come_out_otherwise(tmp_path: P
 
 def apply_tuning_again(model: Any, engine: TorchEngine) -> TorchEngine:
     """An engine over a model whose adapters are there already."""
-    from rwkvkit.train.adapt import AdapterPortion
-
     portion = AdapterPortion(model, model.peft_config["default"], set(), BASE)
     settings = TrainConfig(micro_bsz=2, lr_init=1e-2, lr_final=1e-2, tuning=tuning("pissa"))
     return TorchEngine(model, settings, portion=portion)
@@ -217,6 +220,37 @@ def test_full_with_some_frozen_or_only_some_trained() -> None:
     only = engine_of("x070", tuning(train=["*.ln*", "ln_out"]))
     trained = {name for name, p in only.model.named_parameters() if p.requires_grad}
     assert trained == {name for name in before if "ln" in name}
+
+
+def test_state_tuning_as_the_reference_does_it() -> None:
+    with np.load(GOLDEN / "x060-state.npz") as recorded:
+        weights = {
+            key.removeprefix("weight/"): torch.from_numpy(recorded[key]).float()
+            for key in recorded.files
+            if key.startswith("weight/")
+        }
+        x, y = (torch.from_numpy(recorded[key]).long() for key in ("idx", "targets"))
+        trajectory = recorded["trajectory"].tolist()
+        optimizer = json.loads(recorded["meta"].tobytes())["optimizer"]
+    model = load_model(weights)
+    portion = apply_tuning(model, tuning("state"), BASE)
+    settings = TrainConfig(
+        micro_bsz=len(x),
+        lr_init=optimizer["lr"],
+        lr_final=optimizer["lr"],
+        beta1=optimizer["betas"][0],
+        beta2=optimizer["betas"][1],
+        adam_eps=optimizer["eps"],
+        weight_decay=optimizer["weight_decay"],
+        grad_clip=optimizer["grad_clip"],
+        tuning=tuning("state"),
+    )
+    engine = TorchEngine(model, settings, portion=portion)
+    losses = [
+        engine.step(Batch(x, y), lr=optimizer["lr"], weight_decay=optimizer["weight_decay"]).loss
+        for _ in trajectory
+    ]
+    assert losses == pytest.approx(trajectory, rel=1e-5)
 
 
 def test_state_tuning_is_the_same_for_any_batch() -> None:
@@ -290,6 +324,8 @@ def test_patterns_that_match_nothing(chosen: TuningConfig, where: str, near: str
         ({"rank": 8}, "only an adapter has that"),
         ({"method": "state", "train": ["emb"]}, "trains the states alone"),
         ({"method": "miss", "alpha": 4}, "miss has no alpha"),
+        ({"method": "pissa", "quantize": "int8"}, "it needs quantize: none"),
+        ({"quantize": "nf4"}, "only an adapter has that"),
         ({"lr_scale": {"emb": 0.0}}, "above 0"),
         ({"method": "lora", "freeze": ["emb"]}, "nothing of the base trains"),
     ],
@@ -305,6 +341,8 @@ def test_ranks_and_matrices_that_cannot_be() -> None:
     model = build_model(shape("x070"), init_weights(shape("x070"), 0))
     with pytest.raises(RecipeError, match="a row of zeros"):  # output starts as zeros
         apply_tuning(model, tuning("dora"), BASE)
+    with pytest.raises(RecipeError, match="train itself and through its adapter"):
+        check_tuning(tuning("lora", train=["att.key"]), shape("x070"))
     with pytest.raises(RecipeError, match="nothing is left to train"):
         check_tuning(tuning(freeze=["*"]), shape("x070"))
 
