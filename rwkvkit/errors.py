@@ -66,3 +66,18 @@ class InterruptedRun(RwkvkitError):
     """A signal stopped the work after its state was saved (exit code 130)."""
 
     exit_code = 130
+
+
+class LostProcess(SetupError):
+    """Another process of the run ended in the middle of a step (exit code 5)."""
+
+
+class FailedElsewhere(RwkvkitError):
+    """Another process of the run has failed and says why; this one ends with its exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of the run has failed")
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple:
+        return FailedElsewhere, (self.exit_code,)

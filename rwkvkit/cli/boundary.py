@@ -6,50 +6,65 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from rwkvkit.errors import InterruptedRun, RwkvkitError, SetupError, UsageError
+from rwkvkit.errors import FailedElsewhere, InterruptedRun, RwkvkitError, SetupError, UsageError
 
 if TYPE_CHECKING:
     import click
+
+    from rwkvkit.train.place import Place
 
 _BUG = 1
 
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    if error := outcome(sys.argv[1:]):
+        _fail(error)
+    sys.exit(0)
+
+
+def outcome(arguments: Sequence[str], place: "Place | None" = None) -> RwkvkitError | None:
+    """Run the command line and return the error that ended it, if one did.
+
+    Args:
+        arguments: of the command line.
+        place: of this process among those of a run, if rwkvkit has started it as one of them.
+    """
     try:
         with contextlib.suppress(ValueError):  # outside the main thread there are no signals
             signal.signal(signal.SIGTERM, _terminate)
-        _run()
+        _run(arguments, place)
         sys.stdout.flush()
     except RwkvkitError as error:
-        _fail(error)
+        return error
     except KeyboardInterrupt:
-        _fail(InterruptedRun("interrupted; run the same command to go on"))
+        return InterruptedRun("interrupted; run the same command to go on")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_BUG)
     except OSError as error:
         where = str(error.filename) if error.filename else None
-        _fail(SetupError(error.strerror or str(error), where=where, hint="mend it, then run again"))
+        return SetupError(error.strerror or str(error), where=where, hint="mend it, then run again")
     except MemoryError:
-        _fail(SetupError("out of memory", hint="free some, or ask for less work at once"))
+        return SetupError("out of memory", hint="free some, or ask for less work at once")
     except Exception as error:
         traceback.print_exc()
-        _fail(RwkvkitError(f"{type(error).__name__}: {error}", hint="this is a bug in rwkvkit"))
-    sys.exit(0)
+        return RwkvkitError(f"{type(error).__name__}: {error}", hint="this is a bug in rwkvkit")
+    return None
 
 
-def _run() -> None:
+def _run(arguments: Sequence[str], place: "Place | None") -> None:
     """Load the commands and run the one that was asked for; its mistakes become UsageErrors."""
     import click
 
     from rwkvkit.cli.app import app
 
     try:
-        app.main(prog_name="rwkvkit", standalone_mode=False)
+        app.main(list(arguments), prog_name="rwkvkit", standalone_mode=False, obj=place)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(UsageError.exit_code)
@@ -69,7 +84,9 @@ def _usage_hint(error: "click.ClickException") -> str | None:
 
 
 def _fail(error: RwkvkitError) -> NoReturn:
-    """Show an error and exit with its code."""
+    """Show an error and exit with its code; another process shows what failed there."""
+    if isinstance(error, FailedElsewhere):
+        sys.exit(error.exit_code)
     label = "interrupted: " if isinstance(error, InterruptedRun) else "error: "
     if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
         label = f"\033[1;31m{label}\033[0m"

@@ -18,22 +18,31 @@ class Console:
     """Writes notes and progress to stderr, and results to stdout, as text or as one JSON object.
 
     On a terminal, progress rewrites one line; elsewhere it is a line every few seconds.
+
+    Args:
+        as_json: write results as one JSON object.
+        silent: write nothing; for all processes of a run but the first.
     """
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, silent: bool = False) -> None:
         self._json = as_json
+        self._silent = silent
         self._live = sys.stderr.isatty()
         self._last = 0.0
         self._width = 0
 
     def note(self, text: str) -> None:
         """Write a line about the work."""
+        if self._silent:
+            return
         self._clear()
         click.echo(text, err=True)
 
     def progress(self, text: str, *, last: bool = False) -> None:
         """Show where long work stands; ``last`` shows it whenever the one before was."""
         now = time.monotonic()
+        if self._silent:
+            return
         if not last and now - self._last < (_TERMINAL_SECONDS if self._live else _LOG_SECONDS):
             return
         self._last = now
@@ -47,18 +56,18 @@ class Console:
     def result(self, text: str) -> None:
         """Write a line of the result for people."""
         self._clear()
-        if not self._json:
+        if not (self._json or self._silent):
             click.echo(text)
 
     def echo(self, piece: str) -> str:
         """Write a piece of text as it comes, and return it."""
-        if not self._json:
+        if not (self._json or self._silent):
             click.echo(piece, nl=False)
         return piece
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Write the result as the one object of ``--json``."""
-        if self._json:
+        if self._json and not self._silent:
             plain = _finite(facts)
             click.echo(json.dumps(plain, ensure_ascii=False, allow_nan=False, default=str))
 

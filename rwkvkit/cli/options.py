@@ -65,3 +65,32 @@ workers_option = click.option(
     type=click.IntRange(min=1),
     help="Processes that read and encode; all cores unless given. The bytes do not depend on it.",
 )
+
+
+def launch_options(command: Command) -> Command:
+    """Add what says how many processes train, and on which machines."""
+    for option in (
+        click.option(
+            "--master",
+            metavar="HOST:PORT",
+            help="Where the processes of several machines meet: the first machine, a free port.",
+        ),
+        click.option("--node-rank", type=int, help="Number of this machine, from 0."),
+        click.option(
+            "--nodes",
+            type=click.IntRange(min=1),
+            help="Machines; start the same command on each with its --node-rank.",
+        ),
+        click.option(
+            "--processes",
+            type=click.IntRange(min=1),
+            help="Train with this many processes, on the CPU where there are no GPUs.",
+        ),
+        click.option(
+            "--gpus",
+            type=click.IntRange(min=1),
+            help="Train with this many GPUs of this machine, a process each.",
+        ),
+    ):
+        command = option(command)
+    return command

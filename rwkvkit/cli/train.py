@@ -1,5 +1,6 @@
 """``rwkvkit train``: everything from text to a trained model."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -7,10 +8,13 @@ import click
 from rwkvkit.cli.console import Console, duration
 from rwkvkit.cli.generate import stream_text
 from rwkvkit.cli.init_weights import draw
-from rwkvkit.cli.options import recipe_options, workers_option
+from rwkvkit.cli.options import launch_options, recipe_options, workers_option
 from rwkvkit.cli.prepare import run_prepare
+from rwkvkit.errors import UsageError
 from rwkvkit.recipe.load import load_recipe
 from rwkvkit.recipe.schema import Recipe, SampleSpec
+from rwkvkit.train.place import Place, started_by
+from rwkvkit.workflow.launch import Launch, start
 
 if TYPE_CHECKING:
     from rwkvkit.train.observe import Sink, StepReport
@@ -20,42 +24,105 @@ if TYPE_CHECKING:
 @click.command(short_help="Train the model of a recipe, preparing what is missing.")
 @recipe_options
 @workers_option
+@launch_options
+@click.pass_obj
 def train(
-    recipe_name: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool, workers: int | None
+    place: Place | None,
+    recipe_name: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    workers: int | None,
+    **launching: Any,
 ) -> None:
     """Train the model of RECIPE (a path, or the name of a recipe that ships).
 
     Makes the dataset and the initial weights first if they are missing or out of date, and
     resumes an interrupted run from its newest checkpoint. Ctrl-C and SIGTERM save one.
+
+    With --gpus it starts a process for each; torchrun and srun can start it as well.
     """
+    launch = Launch.of(**launching)
+    place = place or started_by(os.environ)
+    if place and launch.processes:
+        raise UsageError(
+            f"this is one of {place.world} processes that {place.by} started already",
+            hint=f"leave out --gpus and --processes, or start without {place.by}",
+        )
+    if dry_run:
+        from rwkvkit.workflow.run import Run
+
+        recipe = load_recipe(recipe_name, overrides)
+        processes = place.world if place else launch.world
+        _dry_run(recipe, Run.of(recipe, processes), Console(as_json=as_json))
+    elif launch.processes:
+        arguments = [
+            "train",
+            recipe_name,
+            *(word for each in overrides for word in ("--set", each)),
+        ]
+        arguments += ["--json"] if as_json else []
+        arguments += ["--workers", str(workers)] if workers else []
+        start(launch, arguments, Console(as_json=as_json).note)
+    else:
+        _train(place, recipe_name, overrides, as_json, workers)
+
+
+def _train(
+    place: Place | None,
+    recipe_name: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    workers: int | None,
+) -> None:
+    """Train as the only process, or as one of several that meet here."""
+    import torch
+
     from rwkvkit.model.describe import summary
+    from rwkvkit.train.group import joined
     from rwkvkit.workflow.run import Run
 
-    console = Console(as_json=as_json)
-    recipe = load_recipe(recipe_name, overrides)
-    run = Run.of(recipe)
-    if dry_run:
-        _dry_run(recipe, run, console)
-        return
-    facts: dict[str, Any] = {"name": recipe.name, "run_dir": str(recipe.folder)}
+    with joined(place, on_gpu=torch.cuda.is_available()) as group:
+        console = Console(as_json=as_json, silent=group.rank > 0)
+        # Rank 0 makes what is missing; the others find it made, and every mistake is shown once.
+        with group.first():
+            recipe = load_recipe(recipe_name, overrides)
+            run = Run.of(recipe, group.world)
+            facts: dict[str, Any] = {"name": recipe.name, "run_dir": str(recipe.folder)}
+            if group.rank == 0:
+                facts |= _make_what_is_missing(run, console, workers)
+            data = run.data()
+            samples = run.samples(data)
+            plan = run.plan(samples, group.local_rank)
+            console.note(f"model {summary(run.model_config)}")
+            for line in (*((place.describe(),) if place else ()), *plan.lines):
+                console.note(f"train: {line}")
+            status = run.status(data, plan)
+            console.note(f"train: {'up to date: ' if status.up_to_date else ''}{status.reason}")
+        if not status.up_to_date:
+            run.train(
+                data, samples, plan, report=console.note, sinks=[_shower(console)], group=group
+            )
+    if group.rank == 0:
+        _finish(run, facts | {"skipped": status.up_to_date}, console)
+
+
+def _make_what_is_missing(run: "Run", console: Console, workers: int | None) -> dict[str, Any]:
+    """Make the dataset and the initial weights; return what the preparation found."""
+    facts = {}
     if build := run.build():
         facts["prepare"] = run_prepare(build, console, workers)
     init = run.weights.status()
     console.note(f"init-weights: {init.reason}" + ("" if init.up_to_date else ": drawing them"))
     if not init.up_to_date:
         draw(run.weights, console)
-    data = run.data()
-    samples = run.samples(data)
-    plan = run.plan(samples)
-    console.note(f"model {summary(run.model_config)}")
-    for line in plan.lines:
-        console.note(f"train: {line}")
-    status = run.status(data, plan)
-    console.note(f"train: {'up to date: ' if status.up_to_date else ''}{status.reason}")
-    if not status.up_to_date:
-        run.train(data, samples, plan, report=console.note, sinks=[_shower(console)])
-    end = run.finished()
-    facts |= {"skipped": status.up_to_date, "final": str(run.files.final)} | end
+    return facts
+
+
+def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
+    """Show what a complete run ends with."""
+    recipe, end = run.recipe, run.finished()
+    facts |= {"final": str(run.files.final)} | end
     console.result(
         f"trained {end['step']:,} steps, {end['tokens']:,} tokens: loss {end['loss']:.4f}"
     )

@@ -2,12 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rwkvkit.errors import DataError, SetupError
 from rwkvkit.files import fsync, read_json, sha256
+from rwkvkit.train.group import Group, Solo
 
 RECORD = "checkpoint.json"
 
@@ -28,12 +31,14 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoints of one run: folders ``step-00000100`` with a record of their files' hashes.
 
-    A folder appears under its name only when everything in it is on disk.
+    A folder appears under its name only when everything in it is on disk. Every process of a run
+    calls its methods together, on a folder that all of them see; rank 0 makes, renames and removes.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: Path, *, keep: int, group: Group | None = None) -> None:
         self.folder = folder
         self._keep = keep
+        self._group = group or Solo()
 
     def save(self, step: int, write: Callable[[Path], None]) -> Checkpoint:
         """Save a checkpoint and remove the oldest beyond the newest ``keep``.
@@ -44,43 +49,64 @@ class CheckpointStore:
 
         Raises:
             SetupError: the disk is full or not writable; older checkpoints are untouched.
+            FailedElsewhere: another process could not write.
         """
         final = self.folder / f"step-{step:08d}"
         beside = self.folder / f".{final.name}.tmp"
+        lead = self._group.rank == 0
         try:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            write(beside)
-            files = sorted(path for path in beside.iterdir())
-            record = {
-                "step": step,
-                "files": {
-                    path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
-                    for path in files
-                },
+            with self._failures_of(step, final):
+                if lead:
+                    shutil.rmtree(beside, ignore_errors=True)
+                    beside.mkdir(parents=True)
+            with self._failures_of(step, final):
+                write(beside)
+            hashes: dict[str, Any] = {}
+            with self._failures_of(step, final):
+                files = sorted(path for path in beside.rglob("*") if path.is_file())
+                for path in files[self._group.rank :: self._group.world]:
+                    fsync(path)
+                    facts = {"size": path.stat().st_size, "sha256": sha256(path)}
+                    hashes[path.relative_to(beside).as_posix()] = facts
+            every = {
+                name: facts for part in self._group.gather(hashes) for name, facts in part.items()
             }
-            (beside / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            for path in [*files, beside / RECORD]:
-                fsync(path)
-            if final.exists():
-                shutil.rmtree(final)
-            beside.rename(final)
-            fsync(self.folder)
-        except (OSError, SetupError) as error:
-            reason = error.what if isinstance(error, SetupError) else error.strerror or error
-            raise SetupError(
-                f"the checkpoint of step {step} could not be saved: {reason}",
-                where=str(final),
-                hint="make room or check permissions, then run the same command: it resumes from "
-                "the last checkpoint that was saved",
-            ) from error
+            with self._failures_of(step, final):
+                if lead:
+                    self._finish(step, beside, final, dict(sorted(every.items())))
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            if lead:
+                shutil.rmtree(beside, ignore_errors=True)
+        return Checkpoint(final, step)
+
+    @contextmanager
+    def _failures_of(self, step: int, final: Path) -> Iterator[None]:
+        """Make a failure of one process that of all, and say what could not be saved."""
+        with self._group.together():
+            try:
+                yield
+            except (OSError, SetupError) as error:
+                reason = error.what if isinstance(error, SetupError) else error.strerror or error
+                raise SetupError(
+                    f"the checkpoint of step {step} could not be saved: {reason}",
+                    where=str(final),
+                    hint="make room or check permissions, then run the same command: it resumes "
+                    "from the last checkpoint that was saved",
+                ) from error
+
+    def _finish(self, step: int, beside: Path, final: Path, hashes: dict[str, Any]) -> None:
+        """Write the record, give the folder its name, and remove what is too old."""
+        record = {"step": step, "files": hashes}
+        (beside / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        fsync(beside / RECORD)
+        if final.exists():
+            shutil.rmtree(final)
+        beside.rename(final)
+        fsync(self.folder)
         # A newer folder is a damaged one that this run has passed over: it counts for nothing.
         present = [checkpoint for checkpoint in self._all() if checkpoint.step <= step]
         for old in present[: -self._keep]:
             shutil.rmtree(old.folder)
-        return Checkpoint(final, step)
 
     def newest(self, report: Callable[[str], None]) -> Checkpoint | None:
         """Return the newest checkpoint that is whole; report each damaged one that is passed over.
@@ -88,6 +114,13 @@ class CheckpointStore:
         Raises:
             DataError: there are checkpoints, but every one is damaged.
         """
+        choice: Checkpoint | None = None
+        with self._group.together():
+            if self._group.rank == 0:
+                choice = self._newest(report)
+        return self._group.gather(choice)[0]
+
+    def _newest(self, report: Callable[[str], None]) -> Checkpoint | None:
         found = self._all()
         for checkpoint in reversed(found):
             damage = _damage(checkpoint)
@@ -104,8 +137,9 @@ class CheckpointStore:
 
     def clean(self) -> None:
         """Remove what a killed process left half-written."""
-        for left in self.folder.glob(".step-*.tmp"):
-            shutil.rmtree(left)
+        if self._group.rank == 0:
+            for left in self.folder.glob(".step-*.tmp"):
+                shutil.rmtree(left)
 
     @property
     def empty(self) -> bool:

@@ -14,7 +14,7 @@ class TrainConfig(Config):
     """How a model is trained; names and defaults follow the reference trainer."""
 
     micro_bsz: int = Field(ge=1, le=1 << 20)
-    """Samples in one forward and backward pass."""
+    """Samples in one forward and backward pass of each process."""
     accumulate_grad_batches: int = Field(default=1, ge=1, le=1 << 20)
     """Passes whose gradients add up to one optimizer step."""
     lr_init: float = Field(ge=0)
@@ -75,7 +75,6 @@ class TrainConfig(Config):
             raise ValueError("weight_decay_final needs a weight_decay above 0 to start from")
         return self
 
-    @property
-    def global_batch(self) -> int:
-        """Samples an optimizer step."""
-        return self.micro_bsz * self.accumulate_grad_batches
+    def global_batch(self, processes: int = 1) -> int:
+        """Return the samples of an optimizer step, over all processes."""
+        return self.micro_bsz * self.accumulate_grad_batches * processes

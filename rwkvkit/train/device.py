@@ -52,13 +52,16 @@ class Placement:
     reasons: tuple[str, str]
 
 
-def choose_placement(device: str, precision: str, begun_in: str | None = None) -> Placement:
+def choose_placement(
+    device: str, precision: str, begun_in: str | None = None, local_rank: int = 0
+) -> Placement:
     """Resolve ``auto`` settings from the hardware.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto``, ``fp32`` or ``bf16``.
         begun_in: dtype of the run that is resumed, ``float32`` or ``bfloat16``; ``auto`` keeps it.
+        local_rank: number of this process on its machine, which is the number of its GPU.
 
     Raises:
         RecipeError: a setting asks for what this machine does not have.
@@ -71,8 +74,15 @@ def choose_placement(device: str, precision: str, begun_in: str | None = None) -
             hint="install a CUDA build of torch and a driver, or set train.device to auto",
         )
     if has_gpu and device != "cpu":
-        place = torch.device("cuda")
-        name = torch.cuda.get_device_name()
+        if local_rank >= torch.cuda.device_count():
+            raise RecipeError(
+                f"process {local_rank} of this machine has no GPU of its own: torch sees "
+                f"{torch.cuda.device_count()}",
+                where="train.device",
+                hint="start as many processes as there are GPUs, or set train.device to cpu",
+            )
+        place = torch.device("cuda", local_rank)
+        name = torch.cuda.get_device_name(place)
         device_reason = f"device cuda: {name}"
     else:
         place = torch.device("cpu")
@@ -80,7 +90,7 @@ def choose_placement(device: str, precision: str, begun_in: str | None = None) -
         device_reason = f"device cpu, {threads} threads: " + (
             "the recipe says so" if device == "cpu" else "torch sees no GPU"
         )
-    native_bf16 = place.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    native_bf16 = place.type == "cuda" and torch.cuda.get_device_capability(place) >= (8, 0)
     if precision != "auto":
         dtype, why = _DTYPES[precision], "the recipe says so"
     elif begun_in:

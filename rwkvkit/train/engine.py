@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rwkvkit.errors import DivergedError
 from rwkvkit.model.checkpoint import write_archive
-from rwkvkit.model.loss import lm_loss
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
+from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.optimizer import optimizer_groups
 from rwkvkit.train.portion import Portion, WholeModel
 
@@ -41,13 +41,13 @@ class Engine(Protocol):
         """Take one optimizer step.
 
         Args:
-            batch: the samples of the step.
+            batch: this process's samples of the step.
             lr: learning rate before a group's ``lr_scale``.
             weight_decay: weight decay of the groups that decay.
         """
 
     def save(self, folder: Path) -> None:
-        """Write what is trained, masters, moments and random states into ``folder``.
+        """Write what is trained, masters, moments and random states; all processes at once.
 
         Raises:
             DivergedError: a weight is not finite; nothing is written.
@@ -58,20 +58,25 @@ class Engine(Protocol):
         """Read what ``save`` wrote, so that the next step is the one an unbroken run would take."""
 
     def write_model(self, path: Path) -> None:
-        """Write the run's result: weights that the PyPI package ``rwkv`` loads, or an adapter."""
+        """Write the run's result: weights that the PyPI package ``rwkv`` loads, or an adapter.
+
+        Every process calls it; one file is written.
+        """
 
 
 class TorchEngine:
-    """One process on one device: AdamW over float32 masters.
+    """One device a process: AdamW over float32 masters.
 
     In fp32 the masters are the parameters themselves. In bf16 the model holds rounded copies,
-    renewed after each step, and gradients of all passes add up in float32.
+    renewed after each step, and gradients of all passes add up in float32. Several processes add
+    their gradients up once a step, and then each does the same update.
 
     Args:
         model: with float32 weights, on its device; becomes a model of ``dtype``.
         config: the recipe's settings.
         dtype: of the forward and backward pass.
         portion: what of the model is saved; the whole of it unless given.
+        group: the processes of the run.
     """
 
     def __init__(
@@ -80,9 +85,11 @@ class TorchEngine:
         config: TrainConfig,
         dtype: torch.dtype = torch.float32,
         portion: Portion | None = None,
+        group: Group | None = None,
     ) -> None:
         self.model = model
         self._portion = portion or WholeModel()
+        self._group = group or Solo()
         self._micro_bsz = config.micro_bsz
         self._grad_clip = config.grad_clip
         self._device = next(model.parameters()).device
@@ -113,18 +120,18 @@ class TorchEngine:
 
     def step(self, batch: Batch, *, lr: float, weight_decay: float) -> StepResult:
         """Take one optimizer step; see ``Engine.step``."""
-        counted = max(1.0, batch.counted)
+        counted = max(1.0, self._group.sum(batch.counted))
         loss = torch.zeros((), device=self._device)
         for micro in batch.split(len(batch.x) // self._micro_bsz):
             share = micro.counted / counted  # a pass weighs as much as it has targets that count
             micro = micro.to(self._device)
-            logits = self.model(micro.x, resets=micro.resets)
-            part = lm_loss(logits, micro.y, micro.mask) * share
+            part = self.model(micro.x, None, micro.resets, micro.y, micro.mask) * share
             part.backward()
             loss += part.detach()
             self._collect_gradients()
+        self._group.add([master.grad for master in self._masters if master.grad is not None])
         grad_norm = nn.utils.clip_grad_norm_(self._masters, self._grad_clip)
-        result = StepResult(loss.item(), grad_norm.item())
+        result = StepResult(self._group.sum(loss.item()), grad_norm.item())
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self._optimizer.zero_grad()
             return replace(result, skipped=True)
@@ -141,20 +148,19 @@ class TorchEngine:
         for name, master in zip(self._names, self._masters, strict=True):
             if not master.isfinite().all():
                 raise DivergedError(f"values in {name} that are not finite")
+        random = self._group.gather(random_state(self._device))
+        if self._group.rank > 0:
+            return  # weights, masters and moments are the same everywhere
         self._portion.save(self.model.state_dict(), folder)
-        state: dict[str, Any] = {
-            "optimizer": self._optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-        }
-        if self._device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state()
+        state: dict[str, Any] = {"optimizer": self._optimizer.state_dict(), "random": random}
         if not self._shared:
             state["masters"] = dict(zip(self._names, self._masters, strict=True))
         write_archive(state, folder / OPTIMIZER_FILE)
 
     def write_model(self, path: Path) -> None:
         """Write the run's result; see ``Engine.write_model``."""
-        self._portion.write(self.model.state_dict(), path)
+        if self._group.rank == 0:
+            self._portion.write(self.model.state_dict(), path)
 
     def load(self, folder: Path) -> None:
         """Read the whole training state; see ``Engine.load``."""
@@ -164,9 +170,8 @@ class TorchEngine:
         if not self._shared:
             for name, master in zip(self._names, self._masters, strict=True):
                 master.data.copy_(state["masters"][name])
-        torch.set_rng_state(state["random"])
-        if self._device.type == "cuda" and "random_cuda" in state:  # absent if a CPU saved it
-            torch.cuda.set_rng_state(state["random_cuda"])
+        if self._group.rank < len(state["random"]):
+            set_random_state(state["random"][self._group.rank], self._device)
 
     def _collect_gradients(self) -> None:
         if self._shared:
@@ -181,3 +186,18 @@ class TorchEngine:
     def _publish_masters(self) -> None:
         if not self._shared:
             torch._foreach_copy_(self._params, self._masters)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of a process's random generators, by device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
+    """Restore what ``random_state`` returned; a generator it does not know is left alone."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,6 +1,7 @@
 """The training loop, from top to bottom."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from rwkvkit.errors import DivergedError, InterruptedRun, RecipeError
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.checkpoints import CheckpointStore
 from rwkvkit.train.engine import Engine, StepResult
+from rwkvkit.train.group import Group, Solo, said_once
 from rwkvkit.train.metrics import MetricsLog, plot_loss
 from rwkvkit.train.observe import END_EARLY, Probe, Sink, StepReport
 from rwkvkit.train.plan import TrainPlan
@@ -69,8 +71,12 @@ def train(
     sinks: Sequence[Sink] = (),
     probes: Sequence[Probe] = (),
     utilisation: float | None = None,
+    group: Group | None = None,
 ) -> None:
     """Train to the end of the schedule, resuming from the newest whole checkpoint.
+
+    Every process of the run calls this. Each trains on its own samples of a step and knows of all
+    what rank 0 knows; rank 0 alone reports and writes the metrics.
 
     Args:
         engine: holds the model with its initial weights.
@@ -79,8 +85,10 @@ def train(
         files: where the run's files go.
         report: takes lines for people.
         sinks: take the row of each step, beside ``metrics.jsonl``.
-        probes: measure more after a step, such as a validation loss, in this order.
+        probes: measure more after a step, such as a validation loss, in this order; every process
+            asks them.
         utilisation: share of the hardware's peak that one token a second takes; None: unknown.
+        group: the processes of the run; this one alone unless given.
 
     Raises:
         DivergedError: too many gradients in a row, or a weight, were not finite.
@@ -88,28 +96,39 @@ def train(
         SetupError: a checkpoint could not be saved.
         DataError: a token is outside the vocabulary, or every checkpoint is damaged.
         RecipeError: the run had ended, and its checkpoints are gone.
+        FailedElsewhere: another process failed.
     """
-    batch, steps = plan.config.global_batch, plan.schedule.steps
-    store = CheckpointStore(files.checkpoints, keep=plan.config.keep)
+    group = group or Solo()
+    batch, steps = plan.global_batch, plan.schedule.steps
+    share = batch // group.world
+    store = CheckpointStore(files.checkpoints, keep=plan.config.keep, group=group)
     done = _resume(engine, store, steps, report)
     if done == 0 and files.final.exists():
-        raise RecipeError(
+        finished = RecipeError(
             "this folder holds a finished run without its checkpoints",
             where=str(files.folder),
             hint="give the new run another name or run_dir; this one would replace its results",
         )
+        raise said_once(group, finished)
     due = False
     with (
         StopRequest() as stop,
-        MetricsLog(files.metrics, done=done) as metrics,
+        ExitStack() as held,
         Prefetch(samples, stride=batch, end=steps * batch) as ready,
     ):
-        watch = Watch(plan, samples, done, metrics.rows, utilisation)
-        ended = bool(metrics.rows) and END_EARLY in metrics.rows[-1]
+        rows = []
+        if group.rank == 0:
+            metrics = held.enter_context(MetricsLog(files.metrics, done=done))
+            rows, sinks = metrics.rows, (metrics.write, *sinks)
+        rows = group.gather(rows)[0]
+        watch = Watch(plan, samples, done, rows, utilisation)
+        ended = bool(rows) and END_EARLY in rows[-1]
         while done < steps and not ended:
             lr, weight_decay = plan.schedule.lr(done), plan.schedule.weight_decay(done)
             result = engine.step(
-                ready.read(1 + done * batch, batch), lr=lr, weight_decay=weight_decay
+                ready.read(1 + done * batch + group.rank * share, share),
+                lr=lr,
+                weight_decay=weight_decay,
             )
             done += 1
             now = watch.report(
@@ -119,12 +138,12 @@ def train(
                 now = _meet_spike(now, plan, engine, store, report)
             for probe in probes:
                 now = replace(now, found={**now.found, **probe(done, engine)})
-            for sink in (metrics.write, *sinks):
+            for sink in sinks if group.rank == 0 else ():
                 sink(now)
             if result.skipped:
-                _meet_skip(now, result, plan, store, files, report)
+                _meet_skip(now, result, plan, store, files, group, report)
             ended = done == steps or END_EARLY in now.found
-            stopped_by = stop.name
+            stopped_by = next(filter(None, group.gather(stop.name)), None)
             # Weights that give no finite gradient are no place to resume from: the save waits.
             due = due or done % plan.save_every == 0 or now.rolled_back_to is not None
             if stopped_by or ended or (due and not result.skipped):
@@ -132,15 +151,18 @@ def train(
                 try:
                     store.save(done, engine.save)
                 except DivergedError as error:
-                    raise _diverged(error, done, store, files) from None
-                plot_loss(files.metrics, files.loss_curve)
+                    raise said_once(group, _diverged(error, done, store, files)) from None
+                if group.rank == 0:
+                    plot_loss(files.metrics, files.loss_curve)
             if stopped_by and not ended:
-                raise InterruptedRun(
+                interrupted = InterruptedRun(
                     f"{stopped_by} after step {done:,} of {steps:,}; a checkpoint was saved",
                     where=str(files.checkpoints),
                     hint="the same command resumes from it",
                 )
-    engine.write_model(files.final)
+                raise said_once(group, interrupted)
+    with group.together():
+        engine.write_model(files.final)
 
 
 def _resume(
@@ -186,6 +208,7 @@ def _meet_skip(
     plan: TrainPlan,
     store: CheckpointStore,
     files: RunFiles,
+    group: Group,
     report: Callable[[str], None],
 ) -> None:
     """Report a step without a finite gradient.
@@ -198,7 +221,7 @@ def _meet_skip(
         report(f"step {now.step:,} skipped: {found}; {now.skipped:,} skipped so far")
         return
     error = DivergedError(f"{now.skipped_in_a_row:,} steps in a row were skipped: {found}")
-    raise _diverged(error, now.step, store, files)
+    raise said_once(group, _diverged(error, now.step, store, files))
 
 
 def _diverged(

@@ -15,6 +15,7 @@ class TrainPlan:
 
     Attributes:
         config: the recipe's settings.
+        global_batch: samples an optimizer step.
         placement: device and precision.
         schedule: learning rate and weight decay by step.
         save_every: optimizer steps between checkpoints.
@@ -23,6 +24,7 @@ class TrainPlan:
     """
 
     config: TrainConfig
+    global_batch: int
     placement: Placement
     schedule: Schedule
     save_every: int
@@ -31,7 +33,12 @@ class TrainPlan:
 
 
 def plan_training(
-    config: TrainConfig, samples: Sampler, *, begun_in: str | None = None
+    config: TrainConfig,
+    samples: Sampler,
+    *,
+    begun_in: str | None = None,
+    processes: int = 1,
+    local_rank: int = 0,
 ) -> TrainPlan:
     """Make the choices that depend on the dataset and the machine.
 
@@ -39,12 +46,14 @@ def plan_training(
         config: the recipe's settings.
         samples: the data in the order of the run.
         begun_in: dtype of the run that is resumed, if one is.
+        processes: how many train together.
+        local_rank: number of this one on its machine.
 
     Raises:
         RecipeError: the machine lacks the device that the recipe asks for.
     """
-    placement = choose_placement(config.device, config.precision, begun_in)
-    batch = config.global_batch
+    placement = choose_placement(config.device, config.precision, begun_in, local_rank)
+    batch = config.global_batch(processes)
     tokens_per_step = batch * samples.sample_tokens
     exit_tokens = None if config.total_steps else (config.my_exit_tokens or samples.once)
     schedule = Schedule(
@@ -73,10 +82,11 @@ def plan_training(
     lines = (
         *placement.reasons,
         f"global batch {batch} samples = micro_bsz {config.micro_bsz}"
-        f" x accumulate_grad_batches {config.accumulate_grad_batches}:"
-        f" {tokens_per_step:,.0f} tokens",
+        f" x accumulate_grad_batches {config.accumulate_grad_batches}"
+        + (f" x {processes} processes" if processes > 1 else "")
+        + f": {tokens_per_step:,.0f} tokens",
         *samples.lines,
         f"{schedule.steps:,} steps: {end}",
         f"a checkpoint every {save_every} steps: {save_reason}; the newest {config.keep} stay",
     )
-    return TrainPlan(config, placement, schedule, save_every, lines)
+    return TrainPlan(config, batch, placement, schedule, save_every, lines)

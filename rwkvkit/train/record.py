@@ -32,7 +32,8 @@ def check_record(folder: Path, record: dict[str, Any]) -> None:
         raise RecipeError(
             f"this folder holds another run ({', '.join(changes)})",
             where=str(folder),
-            hint="give this run another name or run_dir, or undo the change to resume that run",
+            hint="give this run another name or run_dir, or undo the change to resume that run; "
+            "the global batch is train.micro_bsz x train.accumulate_grad_batches x processes",
         )
 
 

@@ -78,7 +78,7 @@ class Watch:
         )
 
     def _tokens(self, step: int) -> int:
-        return self._samples.tokens(step * self._plan.config.global_batch)
+        return self._samples.tokens(step * self._plan.global_batch)
 
 
 class Clock:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from rwkvkit.train.compile import choose_compile
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import choose_placement, peak_flops
 from rwkvkit.train.engine import TorchEngine
+from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.observe import Sink
@@ -47,15 +48,21 @@ class Run:
         recipe: the recipe.
         weights: what it starts from.
         settings: the recipe's ``train`` section.
+        processes: how many train together.
     """
 
     recipe: Recipe
     weights: InitialWeights
     settings: TrainConfig
+    processes: int = 1
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "Run":
+    def of(cls, recipe: Recipe, processes: int = 1) -> "Run":
         """Return the run of a recipe, with everything checked that can be before any work.
+
+        Args:
+            recipe: the recipe.
+            processes: how many train together.
 
         Raises:
             RecipeError: the recipe lacks a section, asks for what cannot be, or its folder holds
@@ -68,7 +75,7 @@ class Run:
                 where=recipe.name,
                 hint="rwkvkit recipes show quickstart prints one",
             )
-        run = cls(recipe, InitialWeights.of(recipe), recipe.train)
+        run = cls(recipe, InitialWeights.of(recipe), recipe.train, processes)
         run.weights.check()
         if run.needs_base and not run.weights.spec.weights:
             raise RecipeError(
@@ -151,15 +158,21 @@ class Run:
             data,
             ctx_len=self.recipe.ctx_len,
             vocab_size=self.model_config.vocab_size,
-            global_batch=self.settings.global_batch,
+            global_batch=self.settings.global_batch(self.processes),
             seed=self.recipe.seed,
         )
 
-    def plan(self, samples: Sampler) -> TrainPlan:
+    def plan(self, samples: Sampler, local_rank: int = 0) -> TrainPlan:
         """Make the run's choices for its samples; see ``plan_training``."""
         begun = read_record(self.recipe.folder).get("dtype") if self.files.started else None
-        plan = plan_training(self.settings, samples, begun_in=begun)
-        tokens = samples.tokens(plan.schedule.steps * self.settings.global_batch)
+        plan = plan_training(
+            self.settings,
+            samples,
+            begun_in=begun,
+            processes=self.processes,
+            local_rank=local_rank,
+        )
+        tokens = samples.tokens(plan.schedule.steps * plan.global_batch)
         compiled = choose_compile(
             self.settings.compile, plan.placement.device, self.model_config, tokens
         )
@@ -195,31 +208,44 @@ class Run:
         *,
         report: Callable[[str], None],
         sinks: Sequence[Sink] = (),
+        group: Group | None = None,
     ) -> None:
         """Train to the end of the schedule; see ``rwkvkit.train.loop.train``.
 
+        Every process of the run calls it.
+
         Raises:
             RecipeError: the run's folder holds another run.
-            SetupError: another process is training in it, or memory ran out.
+            SetupError: another run is training in it, or memory ran out.
+            FailedElsewhere: another process of this run failed.
         """
+        group = group or Solo()
         folder = self.recipe.folder
         record = self._record(data, plan)
-        with self._locked(), _memory_hint(), open_sinks(self.recipe, self.settings, samples) as own:
-            if self.files.started:
-                check_record(folder, record)
-            write_record(folder, record)
-            for path in (self.files.final, self.files.metrics, self.files.loss_curve):
-                files.remove_temporaries(path)
-            torch.manual_seed(self.recipe.seed)
+        own: list[Sink] = []
+        with ExitStack() as held, _memory_hint():
+            with group.first():
+                if group.rank == 0:
+                    held.enter_context(self._locked())
+                    own = held.enter_context(open_sinks(self.recipe, self.settings, samples))
+                    if self.files.started:
+                        check_record(folder, record)
+                    write_record(folder, record)
+                    for path in (self.files.final, self.files.metrics, self.files.loss_curve):
+                        files.remove_temporaries(path)
+            torch.manual_seed(self.recipe.seed + group.rank)
             train(
-                self._engine(plan, record["weights"]),
+                self._engine(plan, record["weights"], group),
                 samples,
                 plan,
                 self.files,
                 report=report,
                 sinks=[*own, *sinks],
                 utilisation=self._utilisation(plan),
+                group=group,
             )
+            if group.rank > 0:
+                return
             rows = read_metrics(self.files.metrics)
             loss = next(row["loss"] for row in reversed(rows) if row["loss"] is not None)
             end = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "loss": loss}
@@ -241,7 +267,7 @@ class Run:
                 )
             yield
 
-    def _engine(self, plan: TrainPlan, sha256: str) -> TorchEngine:
+    def _engine(self, plan: TrainPlan, sha256: str, group: Group) -> TorchEngine:
         model = build_model(
             self.model_config,
             read_checkpoint(self.weights.path),
@@ -259,7 +285,7 @@ class Run:
         )
         if plan.compile:
             model.compile_blocks()
-        return TorchEngine(model.train(), self.settings, plan.placement.dtype, portion)
+        return TorchEngine(model.train(), self.settings, plan.placement.dtype, portion, group)
 
     def _record(self, data: Binidx, plan: TrainPlan) -> dict[str, Any]:
         """Return all that decides the weights the run ends with."""
@@ -283,7 +309,7 @@ class Run:
             "data": self.recipe.data,
             "model": self.weights.spec.model_dump(exclude_none=True),
             "train": self.settings.model_dump(exclude=free | batch)
-            | {"global_batch": self.settings.global_batch},
+            | {"global_batch": self.settings.global_batch(self.processes)},
         }
 
 

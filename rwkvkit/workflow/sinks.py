@@ -29,7 +29,7 @@ def open_sinks(recipe: Recipe, settings: TrainConfig, samples: Sampler) -> Itera
         "magic_prime": samples.magic_prime if isinstance(samples, SampleReader) else 0,
         "seed": recipe.seed,
     }
-    log = TrainLog(files.train_log, files.metrics, flags, settings.global_batch)
+    log = TrainLog(files.train_log, files.metrics, flags, plan.global_batch)
     with open_trackers(
         choose_trackers(settings.trackers),
         files.folder,

@@ -1,0 +1,75 @@
+"""Which process of a run this is, as told by whoever started it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rwkvkit.errors import SetupError
+
+_SLURM_PORTS = 20000
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of this process among those that train one model.
+
+    Attributes:
+        rank: its number, from 0.
+        world: how many there are.
+        local_rank: its number among those of its machine, from 0.
+        master: ``host:port`` of the process with rank 0.
+        by: who started it: ``torchrun`` (any launcher that sets the same variables), ``srun`` or
+            ``rwkvkit``.
+    """
+
+    rank: int
+    world: int
+    local_rank: int
+    master: str
+    by: str
+
+    def describe(self) -> str:
+        """Return the line for people."""
+        return f"{self.world} processes, started by {self.by}; they meet at {self.master}"
+
+
+def started_by(environment: Mapping[str, str]) -> Place | None:
+    """Read the place that torchrun or srun gave this process; None for a process on its own.
+
+    Args:
+        environment: of the process.
+
+    Raises:
+        SetupError: the variables are incomplete.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        rank, world, local, host, port = _values(environment, torchrun, "torchrun")
+        return Place(int(rank), int(world), int(local), f"{host}:{port}", "torchrun")
+    # srun describes the step; a batch script outside of srun has only the job's variables.
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        srun = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
+        rank, world, local, nodes = _values(environment, srun, "srun")
+        host = environment.get("MASTER_ADDR") or first_host(nodes)
+        job = int(environment.get("SLURM_JOB_ID", "0"))
+        port = environment.get("MASTER_PORT") or str(_SLURM_PORTS + job % _SLURM_PORTS)
+        return Place(int(rank), int(world), int(local), f"{host}:{port}", "srun")
+    return None
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of Slurm's short form, such as ``gpu[003-005,9],login1``."""
+    head = re.match(r"([^\[,]*)(?:\[([^\]-]+?)[,\]-])?([^,]*)", nodes)
+    if head is None or head[2] is None:
+        return nodes.partition(",")[0]
+    return head[1] + head[2]
+
+
+def _values(environment: Mapping[str, str], names: Sequence[str], by: str) -> list[str]:
+    if missing := [name for name in names if name not in environment]:
+        raise SetupError(
+            f"{by} gave this process no {' and no '.join(missing)}",
+            where="environment",
+            hint=f"start the run with {by}, or with rwkvkit train --gpus N, or unset {names[0]}",
+        )
+    return [environment[name] for name in names]
