@@ -59,10 +59,8 @@ def started_by(environment: Mapping[str, str]) -> Place | None:
 
 def first_host(nodes: str) -> str:
     """Return the first host of Slurm's short form, such as ``gpu[003-005,9],login1``."""
-    head = re.match(r"([^\[,]*)(?:\[([^\]-]+?)[,\]-])?([^,]*)", nodes)
-    if head is None or head[2] is None:
-        return nodes.partition(",")[0]
-    return head[1] + head[2]
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0]) if first else nodes
 
 
 def _values(environment: Mapping[str, str], names: Sequence[str], by: str) -> list[str]:

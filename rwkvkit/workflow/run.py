@@ -253,7 +253,7 @@ class Run:
 
     def _utilisation(self, plan: TrainPlan) -> float | None:
         peak = peak_flops(plan.placement)
-        return None if peak is None else train_flops(self.model_config) / peak
+        return None if peak is None else train_flops(self.model_config) / peak / self.processes
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -120,7 +120,7 @@ def test_two_processes_resume_bit_for_bit_and_torchrun_starts_them_too(folder, r
     assert process.returncode == 130
 
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "0", "-m", "rwkvkit", "train", "r.yaml", *TWO[:-2], *model]
+    command += ["--standalone", "-m", "rwkvkit", "train", "r.yaml", *TWO[:-2], *model]
     again = subprocess.run(
         [*command, "--set", "run_dir=cut"], cwd=folder, capture_output=True, text=True, timeout=120
     )
@@ -165,7 +165,7 @@ def test_a_full_disk_and_a_mistake_are_said_once(folder, run, start) -> None:
 
     process = start("train", "r.yaml", *TWO, "--set", "model.vocab_size=100")
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 3, err
+    assert process.returncode == 4, err
     assert err.count("error: ") == 1
 
 
