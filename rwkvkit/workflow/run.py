@@ -227,7 +227,9 @@ class Run:
             with group.first():
                 if group.rank == 0:
                     held.enter_context(self._locked())
-                    own = held.enter_context(open_sinks(self.recipe, self.settings, samples))
+                    own = held.enter_context(
+                        open_sinks(self.recipe, self.settings, samples, plan.global_batch)
+                    )
                     if self.files.started:
                         check_record(folder, record)
                     write_record(folder, record)

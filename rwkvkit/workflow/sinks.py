@@ -15,7 +15,9 @@ from rwkvkit.train.train_log import TrainLog
 
 
 @contextmanager
-def open_sinks(recipe: Recipe, settings: TrainConfig, samples: Sampler) -> Iterator[list[Sink]]:
+def open_sinks(
+    recipe: Recipe, settings: TrainConfig, samples: Sampler, global_batch: int
+) -> Iterator[list[Sink]]:
     """Open the sinks that a recipe asks for; one process of a run does this.
 
     Raises:
@@ -29,7 +31,7 @@ def open_sinks(recipe: Recipe, settings: TrainConfig, samples: Sampler) -> Itera
         "magic_prime": samples.magic_prime if isinstance(samples, SampleReader) else 0,
         "seed": recipe.seed,
     }
-    log = TrainLog(files.train_log, files.metrics, flags, plan.global_batch)
+    log = TrainLog(files.train_log, files.metrics, flags, global_batch)
     with open_trackers(
         choose_trackers(settings.trackers),
         files.folder,
