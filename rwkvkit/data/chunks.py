@@ -89,8 +89,12 @@ def count_lines(file: InputFile, start: int, stop: int) -> int:
     return count + len(last)
 
 
-def hash_file(file: InputFile) -> str:
+def hash_file(file: InputFile, tell: Callable[[], object] = bool) -> str:
     """Return the SHA-256 of an input file.
+
+    Args:
+        file: to read.
+        tell: called now and then, while a file is read.
 
     Raises:
         DataError: it cannot be read.
@@ -104,8 +108,9 @@ def hash_file(file: InputFile) -> str:
         return hashed[0]
     digest = hashlib.sha256()
     with opened(file) as raw:
-        while block := raw.read(1 << 20):
+        while block := raw.read(4 << 20):
             digest.update(block)
+            tell()
     return digest.hexdigest()
 
 

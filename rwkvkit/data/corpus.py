@@ -71,7 +71,7 @@ class Corpus:
         self.n_documents = int(self._firsts[-1])
         self.n_tokens = int(self.bases[-1])
         self.dtype = np.dtype(records[0].dtype if records else np.uint16)
-        self.masked = any(MASK in record.sha256 for record in records)
+        self.masked = any(MASK in record.crc32 for record in records)
 
     def documents(self, source: int | None = None) -> Iterator[Documents]:
         """Yield the documents of a source, or of all, a part at a time."""
@@ -150,7 +150,7 @@ def copy_documents(
 
 
 def _mapped(part: Part, suffix: str) -> mmap.mmap | None:
-    if suffix not in part.record.sha256:
+    if suffix not in part.record.crc32:
         return None
     path: Path = part.path(suffix)
     with path.open("rb") as file:

@@ -58,7 +58,8 @@ class TaskWork:
         hashes: dict[int, str] = {}
         with PartWriter(self.folder, task.number, hashed=self.hashed) as writer:
             if task.hashes_only:
-                hashes[task.first_file] = hash_file(task.files[0])
+                nothing = Step(0, 0, 0, 0)  # but where this worker is to stop, it learns of it
+                hashes[task.first_file] = hash_file(task.files[0], lambda: tell(nothing))
             else:
                 for chunk in task_chunks(task, self.chunk_bytes, hashes):
                     encoded = self.chunk_work(chunk)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from rwkvkit import files
 from rwkvkit.config import Config
 from rwkvkit.data.chunk_work import EncodedChunk
 from rwkvkit.data.documents import Reject
@@ -36,7 +36,7 @@ _RECORD = "json"
 
 
 class PartRecord(Config):
-    """What a part holds, and the hashes of its files."""
+    """What a part holds, and the checksums of its files."""
 
     dtype: str
     """Type of the tokens."""
@@ -54,8 +54,9 @@ class PartRecord(Config):
     """Whether the index has content hashes."""
     inputs: dict[str, str]
     """SHA-256 of every input file the task read whole, by index in the list of inputs."""
-    sha256: dict[str, str]
-    """SHA-256 of the part's own files, by suffix; a file that would be empty is not there."""
+    crc32: dict[str, int]
+    """CRC-32 of the part's own files, by suffix; a file that would be empty is not there. It finds
+    what a dead machine did not store; what the manifest vouches for has SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def find_part(folder: Path, number: int) -> Part | None:
     if record is None:
         return None
     try:
-        for suffix, sha256 in record.sha256.items():
-            if files.sha256(part_path(folder, number, suffix)) != sha256:
+        for suffix, crc32 in record.crc32.items():
+            if _crc32(part_path(folder, number, suffix)) != crc32:
                 return None
     except OSError:
         return None
@@ -187,7 +188,7 @@ class PartWriter:
             for held in self._columns:
                 for column in held:
                     self._write(_INDEX, column)
-        sha256 = {
+        crc32 = {
             suffix: sink.keep(part_path(self._folder, self._number, suffix))
             for suffix, sink in self._sinks.items()
         }
@@ -200,7 +201,7 @@ class PartWriter:
             rejected=self.rejected,
             hashed=self._hashed,
             inputs={str(i): digest for i, digest in inputs.items()},
-            sha256=sha256,
+            crc32=crc32,
         )
         with contextlib.closing(_Sink(self._folder)) as sink:
             sink.write(record.model_dump_json().encode())
@@ -217,7 +218,7 @@ class PartWriter:
 
 
 class _Sink:
-    """A new file under a name of its own, hashed as it is written.
+    """A new file under a name of its own, with a checksum of what is written.
 
     It is not flushed to disk: what a dead machine loses does not fit its record, and is made again.
     """
@@ -225,17 +226,17 @@ class _Sink:
     def __init__(self, folder: Path) -> None:
         self._descriptor, name = tempfile.mkstemp(prefix="new-", dir=folder)
         self._path = Path(name)
-        self._digest = hashlib.sha256()
+        self._crc32 = 0
 
     def write(self, data: memoryview | bytes) -> None:
-        self._digest.update(data)
+        self._crc32 = zlib.crc32(data, self._crc32)
         while data:
             data = data[os.write(self._descriptor, data) :]
 
-    def keep(self, path: Path) -> str:
-        """Put the file in its place and return its hash."""
+    def keep(self, path: Path) -> int:
+        """Put the file in its place and return its checksum."""
         self._path.replace(path)
-        return self._digest.hexdigest()
+        return self._crc32
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -243,6 +244,14 @@ class _Sink:
     def discard(self) -> None:
         self.close()
         self._path.unlink(missing_ok=True)
+
+
+def _crc32(path: Path) -> int:
+    crc32 = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc32 = zlib.crc32(block, crc32)
+    return crc32
 
 
 def _hashes(encoded: EncodedChunk) -> NDArray[np.uint64]:

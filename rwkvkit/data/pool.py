@@ -1,8 +1,13 @@
-"""Run one function over many tasks in worker processes, results in the order of the tasks."""
+"""Run one function over many tasks in several workers, results in the order of the tasks.
+
+The first worker is a thread of this process, so that work is under way while the others, which are
+processes, still start.
+"""
 
 import contextlib
 import multiprocessing
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -29,7 +34,7 @@ def ordered_map(
         start: makes the function of the worker with that number, as a context around its use;
             called once in each worker. It must be picklable if there are several.
         tasks: what to work on; taken as workers become free.
-        workers: processes to start; with 1, everything happens in this process.
+        workers: how many; with 1, everything happens in this thread.
         tell: called in this process with whatever the function tells while it works.
 
     Raises:
@@ -46,22 +51,27 @@ def ordered_map(
 
 
 class _Workers:
-    """The parent's end: a pipe to each process, at most one task in each.
+    """The parent's end: a pipe to each worker, at most one task in each.
 
-    The parent sends only to a process that waits for a task, so neither end can block the other,
+    The parent sends only to a worker that waits for a task, so neither end can block the other,
     and a worker whose parent is gone meets the end of its pipe and leaves.
     """
 
     def __init__(self, start: Callable[[int], Any], count: int, tell: Tell) -> None:
         self._tell = tell
         context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._thread = ours, threading.Thread(target=_serve, args=(theirs, start, 0), daemon=True)
         self._processes: dict[Connection, Any] = {}
-        for number in range(count):
+        for number in range(1, count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, start, number), daemon=True)
+            process = context.Process(
+                target=_serve_alone, args=(theirs, start, number), daemon=True
+            )
             self._processes[ours] = process
             process.start()
             theirs.close()
+        self._thread[1].start()
 
     def __enter__(self) -> "_Workers":
         return self
@@ -70,12 +80,15 @@ class _Workers:
         for connection, process in self._processes.items():
             connection.close()
             process.terminate()
+        connection, thread = self._thread
+        connection.close()  # the thread notices when it next tells something
+        thread.join()
         for process in self._processes.values():
             process.join()
 
     def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
         remaining = iter(tasks)
-        free = list(self._processes)
+        free = [*self._processes, self._thread[0]]
         busy: dict[Connection, int] = {}
         done: dict[int, tuple[Any, BaseException | None]] = {}
         given = following = 0
@@ -133,10 +146,15 @@ class _Workers:
         )
 
 
+def _serve_alone(connection: Connection, start: Callable[[int], Any], number: int) -> None:
+    """Be a worker in a process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the workers
+    _serve(connection, start, number)
+
+
 def _serve(connection: Connection, start: Callable[[int], Any], number: int) -> None:
     """Be a worker: take a task, send back what it tells and its result, until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the workers
-    with contextlib.suppress(EOFError, OSError), contextlib.ExitStack() as stack:
+    with connection, contextlib.suppress(EOFError, OSError), contextlib.ExitStack() as stack:
         function = None
 
         def tell(value: Any) -> None:

@@ -1,5 +1,6 @@
 import os
 import random
+import threading
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -20,9 +21,13 @@ def work(number: int, task: tuple[str, int], tell) -> tuple[int, int]:
     tell(value)
     if kind == "sleep":
         time.sleep(value / 1000)
+    elif kind == "long":
+        for _ in range(10_000):
+            time.sleep(0.01)
+            tell(0)
     elif kind == "fail":
         raise DataError("bad", where=f"task {value}", hint="mend it")
-    elif kind == "crash":
+    elif kind == "crash" and number:  # the first worker lives in the test's process
         os._exit(value)
     elif kind == "bug":
         raise ZeroDivisionError("a bug")
@@ -71,10 +76,17 @@ def test_nothing_to_do():
 
 def test_a_dead_worker_is_an_error_with_its_exit_code():
     with pytest.raises(SetupError, match=r"ended unexpectedly \(exit code 7\)") as caught:
-        list(ordered_map(start, [("crash", 7), ("sleep", 1)], 2))
+        list(ordered_map(start, [("crash", 7)] * 3, 2))
     assert "fewer workers" in caught.value.hint
 
 
 def test_a_bug_in_a_worker_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
-        list(ordered_map(start, [("bug", 0)], 2))
+        list(ordered_map(start, [("bug", 0)] * 2, 2))
+
+
+def test_the_thread_stops_where_it_next_tells_something():
+    before = threading.active_count()
+    with pytest.raises(DataError, match="bad"):
+        list(ordered_map(start, [("sleep", 0), ("fail", 1), ("long", 0), ("long", 0)], 2))
+    assert threading.active_count() == before
