@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rwkvkit.data.binidx import Binidx, BinidxWriter, open_binidx
+    from rwkvkit.data.binidx import Binidx, open_binidx
+    from rwkvkit.data.binidx_writer import BinidxWriter
     from rwkvkit.data.prime import magic_prime
     from rwkvkit.errors import RwkvkitError
     from rwkvkit.model.checkpoint import load_model
@@ -22,7 +23,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Binidx": "rwkvkit.data.binidx",
-    "BinidxWriter": "rwkvkit.data.binidx",
+    "BinidxWriter": "rwkvkit.data.binidx_writer",
     "RwkvkitError": "rwkvkit.errors",
     "Schedule": "rwkvkit.train.schedule",
     "WorldTokenizer": "rwkvkit.tokenizer.world",

@@ -1,4 +1,4 @@
-"""The binidx pair, byte by byte: a flat token file ``.bin`` and its index ``.idx``.
+"""The binidx pair, byte by byte, and its reader: a flat token file ``.bin`` and its index ``.idx``.
 
 Layout of the index, little endian::
 
@@ -15,28 +15,23 @@ Beside the pair may lie a loss mask, ``.mask``, of which other tools know nothin
 token in ``.bin``, 1 where the token counts in the loss when it is the one to be predicted, else 0.
 """
 
-import hashlib
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from rwkvkit import files
 from rwkvkit.errors import DataError
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_VERSION = 1
-_HEADER = struct.Struct("<9sQBQQ")
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
 _DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 7: "<f8", 8: "<u2"}
-_CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
-_MAX_SIZE = 2**31 - 1
-_BLOCK = 1 << 20  # entries handled at a time
+CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
+BLOCK = 1 << 20  # entries handled at a time
 
 
 def bin_path(prefix: str | os.PathLike[str]) -> Path:
@@ -60,174 +55,6 @@ def _with_suffix(prefix: str | os.PathLike[str], suffix: str) -> Path:
     return path.with_name(name + suffix)
 
 
-class BinidxWriter:
-    """Write documents to a new pair; its files appear when the ``with`` block ends well.
-
-    If the block fails nothing is left, and an existing pair stays as it was. The mask of a pair
-    that is replaced goes unless there is a new one. Memory use does not depend on the size.
-
-    Attributes:
-        n_tokens: tokens written so far.
-        n_documents: documents written so far.
-        bin_sha256: SHA-256 of the token file; set when the block has ended.
-        idx_sha256: SHA-256 of the index file; set when the block has ended.
-        mask_sha256: SHA-256 of the mask file; set when the block has ended, if there is a mask.
-
-    Args:
-        prefix: where to write: ``prefix.bin`` and ``prefix.idx``.
-        dtype: type of the stored tokens: uint16 for vocabularies up to 65,536, else int32.
-        masked: also write ``prefix.mask``; every document then comes with its mask.
-
-    Raises:
-        DataError: a dtype that the format has no code for, or tokens that do not fit it.
-        OSError: the files cannot be written.
-    """
-
-    def __init__(
-        self,
-        prefix: str | os.PathLike[str],
-        dtype: DTypeLike = np.uint16,
-        *,
-        masked: bool = False,
-    ) -> None:
-        self.dtype = np.dtype(dtype).newbyteorder("<")
-        if self.dtype not in _CODES:
-            raise DataError(
-                f"binidx has no code for tokens of type {self.dtype}",
-                where=str(prefix),
-                hint="use uint16 or int32",
-            )
-        self._prefix = prefix
-        self._masked = masked
-        self._digest = hashlib.sha256()
-        self._mask_digest = hashlib.sha256()
-        self._stack = ExitStack()
-        self.n_tokens = 0
-        self.n_documents = 0
-        self.bin_sha256 = ""
-        self.idx_sha256 = ""
-        self.mask_sha256 = ""
-
-    def __enter__(self) -> "BinidxWriter":
-        with ExitStack() as stack:
-            index = stack.enter_context(files.replacing(idx_path(self._prefix)))
-            tokens = stack.enter_context(files.replacing(bin_path(self._prefix)))
-            self._index: BinaryIO = stack.enter_context(index.open("w+b"))
-            self._index.write(bytes(_HEADER.size))
-            self._tokens: BinaryIO = stack.enter_context(tokens.open("wb"))
-            if self._masked:
-                mask = stack.enter_context(files.replacing(mask_path(self._prefix)))
-                self._mask: BinaryIO = stack.enter_context(mask.open("wb"))
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._stack as stack:
-            if error is not None:
-                # The files' own contexts must see the error, or they would be put in place.
-                stack.__exit__(kind, error, trace)
-                return
-            self._write_index()
-            self.bin_sha256 = self._digest.hexdigest()
-            if self._masked:
-                self.mask_sha256 = self._mask_digest.hexdigest()
-            else:
-                mask_path(self._prefix).unlink(missing_ok=True)
-
-    def add(self, tokens: ArrayLike, mask: ArrayLike | None = None) -> None:
-        """Append one document (an integer array or list, [tokens]); see ``add_many``."""
-        array = np.asarray(tokens)
-        self.add_many(array, np.array([array.size]), mask)
-
-    def add_many(self, tokens: ArrayLike, sizes: ArrayLike, mask: ArrayLike | None = None) -> None:
-        """Append documents that stand one after another.
-
-        Args:
-            tokens: the tokens of all of them, [total].
-            sizes: tokens in each, [documents]; they sum up to ``total``.
-            mask: 0 or 1 for each token, [total]; only where the writer is ``masked``.
-
-        Raises:
-            DataError: a token does not fit the dtype, or a document is too long.
-            ValueError: sizes or mask do not suit the tokens.
-        """
-        stored = self._checked(np.asarray(tokens))
-        counts = np.asarray(sizes, np.int64)
-        if counts.size and not 0 <= counts.min() <= counts.max() <= _MAX_SIZE:
-            raise DataError(
-                f"a document has {counts.max()} tokens; the index holds sizes up to {_MAX_SIZE}",
-                where=str(self._prefix),
-                hint="split it",
-            )
-        if counts.sum() != stored.size:
-            raise ValueError(f"sizes sum up to {counts.sum()}, but there are {stored.size} tokens")
-        if (mask is not None) != self._masked:
-            raise ValueError("a masked writer needs a mask with every document, and only that one")
-        if mask is not None:
-            self._add_mask(np.asarray(mask), stored.size)
-        data = stored.data.cast("B") if stored.size else b""
-        self._tokens.write(data)
-        self._digest.update(data)
-        self._index.write(counts.astype("<i4").tobytes())
-        self.n_tokens += stored.size
-        self.n_documents += counts.size
-
-    def _add_mask(self, mask: NDArray[Any], n_tokens: int) -> None:
-        if mask.shape != (n_tokens,):
-            raise ValueError(f"the mask has the shape {mask.shape}, not ({n_tokens},)")
-        stored = np.ascontiguousarray(mask, np.uint8)
-        if stored.size and (stored.max() > 1 or (stored != mask).any()):
-            raise ValueError("a mask holds 0 and 1 only")
-        self._mask.write(stored.data)
-        self._mask_digest.update(stored.data)
-
-    def _checked(self, tokens: NDArray[Any]) -> NDArray[Any]:
-        """Return the tokens in the stored type, refusing values that would change in it."""
-        if tokens.ndim != 1:
-            raise ValueError(f"tokens have one axis, not shape {tokens.shape}")
-        if tokens.dtype == self.dtype:
-            return np.ascontiguousarray(tokens)
-        stored = tokens.astype(self.dtype)
-        changed = np.flatnonzero(stored != tokens)
-        if changed.size:
-            raise DataError(
-                f"token {tokens[changed[0]]} does not fit the type {self.dtype.name}",
-                where=str(self._prefix),
-                hint="choose a wider dtype for this vocabulary",
-            )
-        return stored
-
-    def _write_index(self) -> None:
-        """Put the header before the sizes, which are written already, and the rest after them."""
-        index, count, digest = self._index, self.n_documents, hashlib.sha256()
-        end = index.tell()
-
-        def write(data: bytes) -> None:
-            index.write(data)
-            digest.update(data)
-
-        index.seek(0)
-        write(_HEADER.pack(_MAGIC, _VERSION, _CODES[self.dtype], count, count + 1))
-        for _ in range(0, count, _BLOCK):
-            digest.update(index.read(min(4 * _BLOCK, end - index.tell())))
-        start = 0
-        for first in range(0, count, _BLOCK):
-            index.seek(_HEADER.size + 4 * first)
-            sizes = np.frombuffer(index.read(min(4 * _BLOCK, end - index.tell())), "<i4")
-            stops = start + np.cumsum(sizes, dtype=np.int64)
-            index.seek(end + 8 * first)
-            write(((stops - sizes) * self.dtype.itemsize).astype("<i8").tobytes())
-            start = int(stops[-1])
-        for first in range(0, count + 1, _BLOCK):
-            write(np.arange(first, min(first + _BLOCK, count + 1), dtype="<i8").tobytes())
-        self.idx_sha256 = digest.hexdigest()
-
-
 class Binidx:
     """A memory-mapped pair, read only: ``len(data)`` documents, ``data[i]`` one of them.
 
@@ -244,7 +71,7 @@ class Binidx:
         self.prefix = str(index_path)[: -len(".idx")]
         index = _mapped(index_path)
         self.dtype, count, entries = _read_header(index, index_path)
-        ends = np.cumsum([_HEADER.size, 4 * count, 8 * count, 8 * entries], dtype=object)
+        ends = np.cumsum([HEADER.size, 4 * count, 8 * count, 8 * entries], dtype=object)
         if ends[-1] != len(index):
             raise DataError(
                 f"the index has {len(index)} bytes, but {count} documents need {ends[-1]}",
@@ -335,12 +162,12 @@ class Binidx:
                 document entries that are not 0, 1, 2 ..., or a mask that is not all 0 and 1.
         """
         start = 0
-        for first in range(0, len(self), _BLOCK):
-            sizes = self.sizes[first : first + _BLOCK]
+        for first in range(0, len(self), BLOCK):
+            sizes = self.sizes[first : first + BLOCK]
             stops = start + np.cumsum(sizes, dtype=np.int64)
             wrong = np.flatnonzero(
                 (sizes < 0)
-                | (self._offsets[first : first + _BLOCK] != (stops - sizes) * self.dtype.itemsize)
+                | (self._offsets[first : first + BLOCK] != (stops - sizes) * self.dtype.itemsize)
             )
             if wrong.size:
                 raise DataError(
@@ -349,14 +176,14 @@ class Binidx:
                     hint="the index is damaged: build it again",
                 )
             start = int(stops[-1])
-        for first in range(0, len(self) + 1, _BLOCK):
-            entries = self._documents[first : first + _BLOCK]
+        for first in range(0, len(self) + 1, BLOCK):
+            entries = self._documents[first : first + BLOCK]
             if not np.array_equal(entries, np.arange(first, first + len(entries))):
                 raise DataError(
                     "the document entries are not 0, 1, 2 ...", where=f"{self.prefix}.idx"
                 )
-        for first in range(0, len(self._mask), _BLOCK):
-            wrong = np.flatnonzero(self._mask[first : first + _BLOCK] > 1)
+        for first in range(0, len(self._mask), BLOCK):
+            wrong = np.flatnonzero(self._mask[first : first + BLOCK] > 1)
             if wrong.size:
                 raise DataError(
                     f"the mask at token {first + wrong[0]} is neither 0 nor 1",
@@ -390,11 +217,11 @@ def _mapped(path: Path) -> NDArray[np.uint8]:
 
 def _read_header(index: NDArray[np.uint8], path: Path) -> tuple[np.dtype[Any], int, int]:
     where = str(path)
-    if len(index) < _HEADER.size or index[: len(_MAGIC)].tobytes() != _MAGIC:
+    if len(index) < HEADER.size or index[: len(MAGIC)].tobytes() != MAGIC:
         raise DataError("not a binidx index: it does not start with MMIDIDX", where=where)
-    _, version, code, count, entries = _HEADER.unpack(index[: _HEADER.size].tobytes())
-    if version != _VERSION:
-        raise DataError(f"binidx version {version} is not known, only {_VERSION}", where=where)
+    _, version, code, count, entries = HEADER.unpack(index[: HEADER.size].tobytes())
+    if version != VERSION:
+        raise DataError(f"binidx version {version} is not known, only {VERSION}", where=where)
     if code not in _DTYPES:
         raise DataError(
             f"dtype code {code} is not readable",

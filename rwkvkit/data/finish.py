@@ -7,7 +7,7 @@ from pathlib import Path
 import rwkvkit
 from rwkvkit import files
 from rwkvkit.data import manifest as manifests
-from rwkvkit.data.binidx import BinidxWriter
+from rwkvkit.data.binidx_writer import BinidxWriter
 from rwkvkit.data.chain import Chain
 from rwkvkit.data.corpus import Corpus
 from rwkvkit.data.encoding import placed_rejects

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvkit.data.binidx import BinidxWriter
+from rwkvkit.data.binidx_writer import BinidxWriter
 from rwkvkit.data.buckets import KEY, Buckets, bucket_count
 from rwkvkit.data.corpus import TRAIN, VALIDATION, Corpus, Documents, Reader, copy_documents
 from rwkvkit.data.order import make_keys, sorted_order
