@@ -9,6 +9,7 @@ from rwkvkit.cli.inspect import inspect
 from rwkvkit.cli.merge import merge
 from rwkvkit.cli.prepare import prepare
 from rwkvkit.cli.recipes import recipes
+from rwkvkit.cli.report import compare, report
 from rwkvkit.cli.train import train
 from rwkvkit.cli.verify import verify
 
@@ -25,5 +26,16 @@ def app() -> None:
     """
 
 
-for command in (prepare, init_weights, train, generate, merge, inspect, verify, recipes):
+for command in (
+    prepare,
+    init_weights,
+    train,
+    generate,
+    merge,
+    inspect,
+    verify,
+    recipes,
+    report,
+    compare,
+):
     app.add_command(command)

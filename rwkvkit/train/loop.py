@@ -10,7 +10,7 @@ from rwkvkit.train.batch import Sampler
 from rwkvkit.train.checkpoints import CheckpointStore
 from rwkvkit.train.engine import Engine, StepResult
 from rwkvkit.train.group import Group, Solo, said_once
-from rwkvkit.train.metrics import MetricsLog, plot_loss
+from rwkvkit.train.metrics import MetricsLog
 from rwkvkit.train.observe import END_EARLY, Probe, Sink, StepReport
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.prefetch import Prefetch
@@ -152,8 +152,6 @@ def train(
                     store.save(done, engine.save)
                 except DivergedError as error:
                     raise said_once(group, _diverged(error, done, store, files)) from None
-                if group.rank == 0:
-                    plot_loss(files.metrics, files.loss_curve)
             if stopped_by and not ended:
                 interrupted = InterruptedRun(
                     f"{stopped_by} after step {done:,} of {steps:,}; a checkpoint was saved",

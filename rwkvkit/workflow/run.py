@@ -227,14 +227,15 @@ class Run:
             with group.first():
                 if group.rank == 0:
                     held.enter_context(self._locked())
-                    own = held.enter_context(
-                        open_sinks(self.recipe, self.settings, samples, plan.global_batch)
-                    )
                     if self.files.started:
                         check_record(folder, record)
                     write_record(folder, record)
                     for path in (self.files.final, self.files.metrics, self.files.loss_curve):
                         files.remove_temporaries(path)
+                    sinks_of_run = open_sinks(
+                        self.recipe, self.settings, self.model_config, plan, samples
+                    )
+                    own = held.enter_context(sinks_of_run)
             torch.manual_seed(self.recipe.seed + group.rank)
             train(
                 self._engine(plan, record["weights"], group),

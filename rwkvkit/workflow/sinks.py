@@ -1,22 +1,49 @@
-"""The sinks of a recipe's run beside ``metrics.jsonl``: ``train_log.txt`` and trackers."""
+"""The sinks of a run beside ``metrics.jsonl``: ``train_log.txt``, trackers, pictures and page."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rwkvkit.model.config import ModelConfig
 from rwkvkit.recipe.schema import Recipe
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.loop import RunFiles
-from rwkvkit.train.metrics import read_metrics
-from rwkvkit.train.observe import Sink
+from rwkvkit.train.metrics import plot_loss, read_metrics
+from rwkvkit.train.observe import Sink, StepReport
+from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.sampler import SampleReader
 from rwkvkit.train.trackers import choose_trackers, open_trackers
 from rwkvkit.train.train_log import TrainLog
+from rwkvkit.workflow.history import write_about
+from rwkvkit.workflow.page import write_report
+
+_PICTURE_SECONDS = 120.0
+
+
+class Pictures:
+    """A sink that draws ``loss.png`` and ``report.html`` every few minutes."""
+
+    def __init__(self, files: RunFiles) -> None:
+        self._files = files
+        self._drawn = time.monotonic()
+
+    def __call__(self, now: StepReport) -> None:
+        """Take the report of a step."""
+        if time.monotonic() - self._drawn > _PICTURE_SECONDS:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw what ``metrics.jsonl`` has, if it has a step."""
+        if read_metrics(self._files.metrics):
+            plot_loss(self._files.metrics, self._files.loss_curve)
+            write_report(self._files.folder)
+        self._drawn = time.monotonic()
 
 
 @contextmanager
 def open_sinks(
-    recipe: Recipe, settings: TrainConfig, samples: Sampler, global_batch: int
+    recipe: Recipe, settings: TrainConfig, model: ModelConfig, plan: TrainPlan, samples: Sampler
 ) -> Iterator[list[Sink]]:
     """Open the sinks that a recipe asks for; one process of a run does this.
 
@@ -31,7 +58,9 @@ def open_sinks(
         "magic_prime": samples.magic_prime if isinstance(samples, SampleReader) else 0,
         "seed": recipe.seed,
     }
-    log = TrainLog(files.train_log, files.metrics, flags, global_batch)
+    write_about(recipe, model, plan)
+    pictures = Pictures(files)
+    log = TrainLog(files.train_log, files.metrics, flags, plan.global_batch)
     with open_trackers(
         choose_trackers(settings.trackers),
         files.folder,
@@ -40,4 +69,7 @@ def open_sinks(
         settings=resolved,
         sent=rows[-1]["step"] if rows else 0,
     ) as trackers:
-        yield [log, *trackers]
+        try:
+            yield [log, *trackers, pictures]
+        finally:
+            pictures.draw()

@@ -82,7 +82,8 @@ def test_wrong_use(
 
 
 @pytest.mark.parametrize(
-    "command", ["", "prepare", "init-weights", "train", "generate", "inspect", "recipes"]
+    "command",
+    ["", "prepare", "init-weights", "train", "generate", "inspect", "recipes", "report", "compare"],
 )
 def test_help(run, command: str) -> None:
     outcome = run(*command.split(), "--help")

@@ -65,6 +65,7 @@ def test_one_command_does_everything_and_a_second_one_nothing(folder, run) -> No
                 for step in (6, 9, 12)
                 for name in CHECKPOINT_FILES
             ),
+            "about.json",
             "data.bin",
             "data.idx",
             "data.manifest.json",
@@ -72,6 +73,7 @@ def test_one_command_does_everything_and_a_second_one_nothing(folder, run) -> No
             "data.png",
             "loss.png",
             "metrics.jsonl",
+            "report.html",
             "run.json",
             "rwkv-final.pth",
             "rwkv-init.json",

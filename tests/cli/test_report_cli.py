@@ -1,0 +1,121 @@
+"""Pages about runs: whole, by themselves, with what the run has."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from rwkvkit.workflow.charts import _thin
+
+
+class Page(HTMLParser):
+    """The text of a page, and everything that it would load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text, self.tags, self.loaded = "", [], []
+        self.source = path.read_text()
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "action") and not value.startswith("#"):
+                self.loaded.append(value)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def curves(self) -> ElementTree.Element:
+        [svg] = re.findall(r"<svg.*</svg>", self.source, re.DOTALL)
+        return ElementTree.fromstring(svg)
+
+    def check(self) -> None:
+        assert self.loaded == []
+        assert not {"script", "link", "img", "iframe"} & set(self.tags)
+        assert not re.search(r"@import|url\((?!#)", self.source)
+
+
+def test_a_run_leaves_its_page_and_compares_with_another(folder: Path, run) -> None:
+    fast = ["--set", "train.total_steps=4"]
+    assert run("train", "r.yaml", *fast, "--set", "sample.prompt=<b>").code == 0
+    page = Page(folder / "out/tiny/report.html")
+    page.check()
+    for text in (
+        "x070 n_layer 2 n_embd 64",
+        "4 of 4 steps",
+        "smoothed loss",
+        "total_steps: 4",
+        "prompt: <b>",  # escaped, or it would be a tag
+        "80",
+        "global batch 2 samples",
+        "torch",
+    ):
+        assert text in page.text, text
+    assert "learning rate" in "".join(page.curves.itertext())
+    assert "validation" not in "".join(page.curves.itertext())
+
+    log = folder / "out/tiny/metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows[1] |= {"loss": None, "skipped": 1}
+    rows[2] |= {"spike": 7.5, "rolled_back_to": 1, "val_loss": 5.5}
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sample = {"step": 3, "prompt": "ab", "text": "</pre><script>"}
+    (folder / "out/tiny/samples.jsonl").write_text(json.dumps(sample) + '\n{"step": 4, "pro')
+    shown = run("report", "out/tiny", "--json")
+    assert shown.facts == {"report": "out/tiny/report.html"}
+    page = Page(folder / "out/tiny/report.html")
+    page.check()
+    assert "finished: 4 of 4 steps" in page.text
+    assert "skipped: no finite gradient" in page.text
+    assert "7.5 sigma above its mean, rolled back to step 1" in page.text
+    assert "ab</pre><script>" in page.text
+    assert "validation" in "".join(page.curves.itertext())
+
+    shutil.copytree(folder / "out/tiny", folder / "other")
+    about = json.loads((folder / "other/about.json").read_text())
+    about["recipe"]["train"]["lr_init"] = 0.5
+    (folder / "other/about.json").write_text(json.dumps(about))
+    compared = run("compare", "out/tiny", "other")
+    assert compared.code == 0
+    header, *lines = compared.out.splitlines()
+    assert header.split()[:4] == ["run", "steps", "tokens", "loss_smooth"]
+    assert lines[0].split()[:3] == ["out/tiny", "4", "128"]
+    assert "other differs from out/tiny in: train.lr_init 0.001 -> 0.5" in compared.out
+    page = Page(folder / "compare.html")
+    page.check()
+    assert {"out/tiny", "other"} <= set("".join(page.curves.itertext()).split())
+    facts = run("compare", "out/tiny", "other", "-o", "both.html", "--json").facts
+    assert facts["runs"]["other"]["val_loss"] == 5.5
+    assert facts["page"] == "both.html"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["report", "absent"], 4, "absent: no run: there is no metrics.jsonl"),
+        (["compare", "absent", "absent"], 4, "give the folder of a run"),
+        (["compare"], 2, "RUN RUN"),
+    ],
+)
+def test_what_is_no_run(folder: Path, run, arguments: list[str], code: int, message: str) -> None:
+    outcome = run(*arguments)
+    assert outcome.code == code
+    assert message in outcome.err
+    assert not (folder / "compare.html").exists()
+
+
+def test_long_curves_keep_their_peaks() -> None:
+    points = [(float(x), float(x % 7)) for x in range(100_000)]
+    points[54_321] = (54_321.0, 99.0)
+    x, y = _thin(points)
+    assert len(x) <= 600
+    assert x == sorted(x)
+    assert (max(y), min(y)) == (99.0, 0.0)
+    short = [(1.0, 2.0), (2.0, 1.0)]
+    assert _thin(short) == ([1.0, 2.0], [2.0, 1.0])
