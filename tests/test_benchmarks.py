@@ -23,6 +23,12 @@ SMALL_MODEL = [
     "1",
 ]
 
+SMALL_FINETUNE = [
+    *("--digits", "2", "--keys", "5", "--base-documents", "40", "--documents", "20"),
+    *("--base-set", "model.n_layer=1", "model.n_embd=64", "train.total_steps=2"),
+    *("--methods", "full", "lora", "state"),
+]
+
 
 @pytest.mark.parametrize(
     ("script", "size"),
@@ -30,6 +36,7 @@ SMALL_MODEL = [
         ("ops.py", ["--rounds", "1", "--tokens", "40", "--head-size", "8"]),
         ("model.py", SMALL_MODEL),
         ("data.py", ["--size", "2"]),
+        ("finetune.py", SMALL_FINETUNE),
     ],
 )
 def test_benchmark(tmp_path: Path, script: str, size: list[str]) -> None:

@@ -13,7 +13,7 @@ from rwkvkit import load_model, open_binidx
 from rwkvkit.model.checkpoint import write_checkpoint
 from rwkvkit.model.config import ModelConfig, config_of_size
 from rwkvkit.model.init import init_weights, weight_shapes
-from rwkvkit.recipe.load import bundled_recipes
+from rwkvkit.recipe.load import bundled_recipes, load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +175,11 @@ DATA = {
         "instruct/a.jsonl": {"instruction": "add", "input": "1 1", "output": "2"},
         "slimpajama/a.jsonl.zst": TEXT,
     },
+    "finetune-7b": {"my-data/a.jsonl": TEXT},
+    "lora": {"chat/a.jsonl": CHAT},
+    "state-tuning": {"chat/a.jsonl": CHAT},
 }
 """The files that the recipes expect."""
-
-WEIGHTS = "rwkv7-g1-0.1b.pth"
 
 
 def write_data(folder: Path, name: str) -> None:
@@ -194,11 +195,12 @@ def write_data(folder: Path, name: str) -> None:
 def test_every_recipe_that_ships(folder: Path, run, name: str) -> None:
     """A dry run with files of the names it expects."""
     write_data(folder, name)
-    if WEIGHTS in bundled_recipes()[name].read_text():
+    model = load_recipe(name).model
+    if model and model.weights:
         # Shapes alone decide: every tensor is one zero, repeated.
-        shapes = weight_shapes(config_of_size("x070-0.1b"))
+        shapes = weight_shapes(config_of_size(model.size))
         tensors = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}
-        torch.save(tensors, folder / WEIGHTS)
+        torch.save(tensors, folder / model.weights)
     outcome = run("train", name, "--dry-run")
     assert outcome.code == 0, outcome.err
     assert "prepare: would run: no output yet" in outcome.out
