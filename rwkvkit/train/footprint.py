@@ -1,0 +1,152 @@
+"""What a block's passes hold and move, found by running them on tensors without data.
+
+The model's own code runs under torch's fake tensors, so nothing here has to be kept in step with
+it. B batch, T tokens, C n_embd.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rwkvkit.model.config import ModelConfig
+from rwkvkit.model.rwkv import Block
+from rwkvkit.ops.inputs import Impl
+
+_MANY = 1 << 14  # samples: they cost nothing, as no data is there
+_NO_TRAFFIC = frozenset(("mm", "addmm", "bmm", "baddbmm", "empty", "empty_like", "detach"))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a block for some number of samples and tokens.
+
+    Attributes:
+        saved: held between the forward and the backward pass, the output included.
+        kernel: of these, what WKV kernels returned.
+        workspace: the backward pass holds beyond ``saved``, gradients of weights left out.
+        traffic: read and written by everything but matrix products and WKV kernels, eagerly.
+    """
+
+    saved: float
+    kernel: float
+    workspace: float
+    traffic: float
+
+
+def block_footprint(
+    model: ModelConfig, dtype: torch.dtype, impl: Impl, batch: int, tokens: int
+) -> Footprint:
+    """Return the footprint of one block (not the first) for a batch of [B, T].
+
+    Every quantity grows as ``B·(b + c·T)``, but for the gradients of the weights: three runs, of
+    few tokens and of so many samples that these do not count, decide it.
+
+    Args:
+        model: the model's shape.
+        dtype: of weights and activations.
+        impl: the WKV operator.
+        batch: B.
+        tokens: T.
+    """
+    short, long = (8, 16) if impl == "naive" else (64, 128)
+    runs = ((_MANY, short), (2 * _MANY, short), (2 * _MANY, long))
+    measured = [_measure(model, dtype, impl, *size) for size in runs]
+
+    def at(name: str) -> float:
+        one, two, further = (getattr(footprint, name) for footprint in measured)
+        a_token = (further - two) / (2 * (long - short))
+        return batch / _MANY * (two - one + a_token * (tokens - short))
+
+    return Footprint(at("saved"), at("kernel"), at("workspace"), at("traffic"))
+
+
+@cache
+def _measure(
+    model: ModelConfig, dtype: torch.dtype, impl: Impl, batch: int, tokens: int
+) -> Footprint:
+    with torch.device("meta"):
+        block = Block(model, 1, impl, False).to(dtype)
+    with FakeTensorMode():
+        weights = {n: _empty(p.shape, dtype) for n, p in block.named_parameters()}
+        x, v_first = (_empty((batch, tokens, model.n_embd), dtype) for _ in range(2))
+        given = (x, v_first if model.arch == "x070" else None, None, None)
+        gradient = torch.empty_like(x)
+        with Ledger() as ledger:
+            y, _, _ = torch.func.functional_call(block, weights, given)
+            saved = ledger.held
+            y.backward(gradient)
+            return Footprint(saved, ledger.kernel, ledger.peak - saved, ledger.traffic)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype).requires_grad_()
+
+
+class Ledger(TorchDispatchMode):
+    """Adds up what operations hold and move while it is entered; tensors from before not.
+
+    Attributes:
+        held: bytes alive now.
+        peak: the most bytes alive at once.
+        kernel: bytes that WKV kernels returned in forward passes.
+        traffic: see :class:`Footprint`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.peak = self.kernel = self.traffic = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation and write it down."""
+        result = func(*args, **(kwargs or {}))
+        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        is_new = [self._hold(tensor) for tensor in made]
+        namespace, _, name = func.name().partition("::")
+        name = name.partition(".")[0]
+        if namespace == "rwkvkit" and name.startswith("wkv"):
+            self.kernel += 0 if "backward" in name else sum(map(_bytes, made))
+        elif (any(is_new) or name.endswith("_")) and name not in _NO_TRAFFIC:
+            read = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+            self.traffic += sum(map(_bytes, made)) + sum(map(_bytes, read))
+        return result
+
+    def _hold(self, tensor: Tensor) -> bool:
+        """Count a tensor's memory, once; say whether it is new."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._sizes:
+            return False
+        self._sizes[key] = storage.nbytes()
+        self.held += storage.nbytes()
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(storage, self._forget(key))
+        return True
+
+    def _forget(self, key: int) -> Callable[[], None]:
+        def forget() -> None:
+            self.held -= self._sizes.pop(key)
+
+        return forget
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Bytes of the distinct elements: where a tensor was expanded, an element counts once."""
+    count = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        count *= size if stride else 1
+    return count * tensor.element_size()
