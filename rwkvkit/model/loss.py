@@ -94,6 +94,23 @@ def head_loss(
     return loss / _total(weights)
 
 
+def workspace(tokens: int, width: int, vocab: int, dtype: torch.dtype, *, on_gpu: bool) -> int:
+    """Return about how many bytes :func:`head_loss` needs beside its inputs, with gradients.
+
+    Args:
+        tokens: M.
+        width: C.
+        vocab: V.
+        dtype: of the hidden values and the weight.
+        on_gpu: whether they lie on a GPU.
+    """
+    size, wide = dtype.itemsize, max(4, dtype.itemsize)
+    chunk = vocab * max(1, min(tokens, (_CHUNK_GPU if on_gpu else _CHUNK_CPU) // vocab))
+    block = vocab * max(1, min(tokens, (_BLOCK_GPU if on_gpu else _BLOCK_CPU) // vocab))
+    to_weight = vocab * width * (wide + (size if size < wide else 0))
+    return chunk * size + 4 * block * wide + tokens * width * size + to_weight
+
+
 def _check(name: str, inputs: Tensor, targets: Tensor, mask: Tensor | None, function: str) -> None:
     for other, tensor in (("targets", targets), ("mask", mask)):
         if tensor is not None and tensor.shape != inputs.shape[:-1]:

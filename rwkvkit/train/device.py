@@ -4,6 +4,7 @@ import re
 import resource
 import sys
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -12,28 +13,39 @@ from rwkvkit.errors import RecipeError
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-# Dense bf16 products with fp32 sums, 1e12 operations a second, from the maker's data sheets. The
-# first whose words occur in the device's name counts.
-_PEAK = {
-    "B200": 2250,
-    "H200": 989,
-    "GH200": 989,
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "H800": 989,
-    "A100": 312,
-    "A800": 312,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "RTX A6000": 155,
-    "A40": 150,
-    "A10G": 70,
-    "A10": 125,
-    "RTX 5090": 210,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
+class Card(NamedTuple):
+    """What the maker's data sheet promises.
+
+    Attributes:
+        tflops: dense bf16 products with fp32 sums, 1e12 operations a second.
+        gb_per_s: bandwidth of the memory, 1e9 bytes a second.
+    """
+
+    tflops: float
+    gb_per_s: float
+
+
+# The first whose words occur in the device's name counts.
+_CARDS = {
+    "B200": Card(2250, 8000),
+    "H200": Card(989, 4800),
+    "GH200": Card(989, 4000),
+    "H100 PCIe": Card(756, 2000),
+    "H100 NVL": Card(835, 3900),
+    "H100": Card(989, 3350),
+    "H800": Card(989, 3350),
+    "A100": Card(312, 1555),
+    "A800": Card(312, 1555),
+    "L40S": Card(362, 864),
+    "L40": Card(181, 864),
+    "L4": Card(121, 300),
+    "RTX A6000": Card(155, 768),
+    "A40": Card(150, 696),
+    "A10G": Card(70, 600),
+    "A10": Card(125, 600),
+    "RTX 5090": Card(210, 1792),
+    "RTX 4090": Card(165, 1008),
+    "RTX 3090": Card(71, 936),
 }
 
 
@@ -107,15 +119,15 @@ def peak_flops(placement: Placement) -> float | None:
     """Return the operations a second that a device can do in bf16; None where that is unknown."""
     if placement.device.type != "cuda" or placement.dtype != torch.bfloat16:
         return None
-    return _peak_of(torch.cuda.get_device_name(placement.device))
+    card = card_of(torch.cuda.get_device_name(placement.device))
+    return None if card is None else card.tflops * 1e12
 
 
-def _peak_of(name: str) -> float | None:
+def card_of(name: str) -> Card | None:
+    """Return the data sheet of a GPU by the name that the driver gives it, or None."""
     if "Laptop" in name:
         return None
-    return next(
-        (peak * 1e12 for part, peak in _PEAK.items() if re.search(rf"\b{part}\b", name)), None
-    )
+    return next((card for part, card in _CARDS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def peak_memory(device: torch.device) -> int:

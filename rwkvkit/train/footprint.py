@@ -33,12 +33,14 @@ class Footprint:
         kernel: of these, what WKV kernels returned.
         workspace: the backward pass holds beyond ``saved``, gradients of weights left out.
         traffic: read and written by everything but matrix products and WKV kernels, eagerly.
+        launches: operations, each at least a kernel on a GPU.
     """
 
     saved: float
     kernel: float
     workspace: float
     traffic: float
+    launches: float
 
 
 def block_footprint(
@@ -46,8 +48,8 @@ def block_footprint(
 ) -> Footprint:
     """Return the footprint of one block (not the first) for a batch of [B, T].
 
-    Every quantity grows as ``B·(b + c·T)``, but for the gradients of the weights: three runs, of
-    few tokens and of so many samples that these do not count, decide it.
+    Every quantity is ``a + b·B + c·T + d·B·T`` where ``a``, the gradients of the weights, is left
+    out. Four runs decide it, of few tokens and of so many samples that ``a`` hides no peak.
 
     Args:
         model: the model's shape.
@@ -57,15 +59,19 @@ def block_footprint(
         tokens: T.
     """
     short, long = (8, 16) if impl == "naive" else (64, 128)
-    runs = ((_MANY, short), (2 * _MANY, short), (2 * _MANY, long))
-    measured = [_measure(model, dtype, impl, *size) for size in runs]
+    few, many = _MANY, 2 * _MANY
+    measured = [_measure(model, dtype, impl, b, t) for b in (few, many) for t in (short, long)]
 
     def at(name: str) -> float:
-        one, two, further = (getattr(footprint, name) for footprint in measured)
-        a_token = (further - two) / (2 * (long - short))
-        return batch / _MANY * (two - one + a_token * (tokens - short))
+        few_short, few_long, many_short, many_long = (getattr(m, name) for m in measured)
+        d = (many_long - many_short - few_long + few_short) / (few * (long - short))
+        b = (many_short - few_short) / few - d * short
+        c = (few_long - few_short) / (long - short) - d * few
+        return b * batch + c * tokens + d * batch * tokens
 
-    return Footprint(at("saved"), at("kernel"), at("workspace"), at("traffic"))
+    a_token = (measured[1].launches - measured[0].launches) / (long - short)
+    launches = measured[0].launches + a_token * (tokens - short)
+    return Footprint(at("saved"), at("kernel"), at("workspace"), at("traffic"), launches)
 
 
 @cache
@@ -83,7 +89,8 @@ def _measure(
             y, _, _ = torch.func.functional_call(block, weights, given)
             saved = ledger.held
             y.backward(gradient)
-            return Footprint(saved, ledger.kernel, ledger.peak - saved, ledger.traffic)
+            workspace = ledger.peak - saved
+            return Footprint(saved, ledger.kernel, workspace, ledger.traffic, ledger.launches)
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -98,11 +105,12 @@ class Ledger(TorchDispatchMode):
         peak: the most bytes alive at once.
         kernel: bytes that WKV kernels returned in forward passes.
         traffic: see :class:`Footprint`.
+        launches: operations that computed something.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = self.peak = self.kernel = self.traffic = 0
+        self.held = self.peak = self.kernel = self.traffic = self.launches = 0
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(
@@ -115,21 +123,23 @@ class Ledger(TorchDispatchMode):
         """Run an operation and write it down."""
         result = func(*args, **(kwargs or {}))
         made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        is_new = [self._hold(tensor) for tensor in made]
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        known = {tensor.untyped_storage()._cdata for tensor in given}
+        is_new = [self._hold(tensor, known) for tensor in made]
         namespace, _, name = func.name().partition("::")
         name = name.partition(".")[0]
+        self.launches += any(is_new) or name.endswith("_")
         if namespace == "rwkvkit" and name.startswith("wkv"):
             self.kernel += 0 if "backward" in name else sum(map(_bytes, made))
         elif (any(is_new) or name.endswith("_")) and name not in _NO_TRAFFIC:
-            read = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-            self.traffic += sum(map(_bytes, made)) + sum(map(_bytes, read))
+            self.traffic += sum(map(_bytes, made)) + sum(map(_bytes, given))
         return result
 
-    def _hold(self, tensor: Tensor) -> bool:
-        """Count a tensor's memory, once; say whether it is new."""
+    def _hold(self, tensor: Tensor, known: set[int]) -> bool:
+        """Count a tensor's memory, once; say whether it is new, and not that of an input."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._sizes:
+        if key in self._sizes or key in known:
             return False
         self._sizes[key] = storage.nbytes()
         self.held += storage.nbytes()

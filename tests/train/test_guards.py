@@ -16,7 +16,7 @@ from rwkvkit.model.flops import train_flops
 from rwkvkit.model.init import init_weights
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
-from rwkvkit.train.device import _peak_of
+from rwkvkit.train.device import card_of
 from rwkvkit.train.engine import StepResult, TorchEngine
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
@@ -256,4 +256,5 @@ def test_flops_are_two_for_each_product(arch: str) -> None:
     ],
 )
 def test_the_peak_of_a_device(name: str, peak: float | None) -> None:
-    assert _peak_of(name) == peak
+    card = card_of(name)
+    assert (card and card.tflops * 1e12) == peak

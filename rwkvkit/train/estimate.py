@@ -1,0 +1,221 @@
+"""What a run will need of memory, and how fast it may be, before its first step.
+
+Activations are counted by running the model's code without data (``footprint``); the rest is
+arithmetic. M = micro_bsz x ctx_len tokens of a pass, C n_embd, L layers, V vocabulary.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+
+from rwkvkit.model.config import ModelConfig
+from rwkvkit.model.describe import n_parameters
+from rwkvkit.model.flops import train_flops
+from rwkvkit.model.loss import workspace as loss_workspace
+from rwkvkit.model.rwkv import GradCp
+from rwkvkit.ops.inputs import Impl
+from rwkvkit.train.device import Card
+from rwkvkit.train.footprint import Footprint, block_footprint
+
+Offload = Literal["none", "optimizer", "all"]
+
+# Of a GPU: what a process holds before torch allocates, and what blocks of unequal size waste.
+_CONTEXT, _WASTE = 0.6e9, 0.05
+
+# The step model. Ceilings as shares of the data sheet, from what an H200 does (790 of 989 TFLOP/s,
+# 4.3 of 4.8 TB/s); products of narrow models fall short of that by C / (C + 600).
+_PRODUCT_SHARE, _NARROW, _COPY_SHARE = 0.8, 600, 0.9
+_COMPILED = 185 / 389  # of the eager traffic, counted for x070
+_KERNEL_BYTES = 96  # an element forward and backward: what a WKV kernel's time amounts to
+_OPTIMIZER_BYTES = 40  # a trained parameter: masters, moments, gradients, clipping, publishing
+_LAUNCH_SECONDS = 5e-6
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What decides the memory and speed of a pass on one device.
+
+    Attributes:
+        model: its shape.
+        micro_bsz: samples a pass.
+        ctx_len: tokens a sample.
+        dtype: of weights and activations.
+        grad_cp: what of the activations is computed again.
+        impl: the WKV operator, ``auto`` resolved.
+        on_gpu: whether the device is a GPU.
+        accumulate: passes an optimizer step.
+        trained: parameters that train; None: all.
+        zero: ZeRO stage.
+        world: processes, one a device.
+        offload: what of the state lies in the machine's memory.
+    """
+
+    model: ModelConfig
+    micro_bsz: int
+    ctx_len: int
+    dtype: torch.dtype
+    grad_cp: GradCp = False
+    impl: Impl = "chunked"
+    on_gpu: bool = True
+    accumulate: int = 1
+    trained: int | None = None
+    zero: int = 0
+    world: int = 1
+    offload: Offload = "none"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a pass, M."""
+        return self.micro_bsz * self.ctx_len
+
+    @property
+    def samples(self) -> int:
+        """Samples of an optimizer step on a device."""
+        return self.micro_bsz * self.accumulate
+
+    @property
+    def footprint(self) -> Footprint:
+        """That of one block."""
+        return block_footprint(self.model, self.dtype, self.impl, self.micro_bsz, self.ctx_len)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device.
+
+    Attributes:
+        weights: what the passes read.
+        masters: float32 copies of weights that are not.
+        moments: Adam's two.
+        gradients: at the end of the backward pass.
+        activations: at their most, with what the loss or a block's backward pass needs.
+        reserve: of a GPU: the process's own, and what the allocator wastes.
+        total: the most at once. Gradients grow while activations shrink, so it is no plain sum.
+    """
+
+    weights: float
+    masters: float
+    moments: float
+    gradients: float
+    activations: float
+    reserve: float
+    total: float
+
+    def __str__(self) -> str:
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "total"}
+        listed = ", ".join(f"{name} {_size(value)}" for name, value in parts.items() if value)
+        return f"{_size(self.total)} at most ({listed})"
+
+
+def estimate_memory(setup: Setup) -> Memory:
+    """Estimate what a training step holds at its most on each device.
+
+    Args:
+        setup: the step.
+    """
+    total = n_parameters(setup.model)
+    trained = total if setup.trained is None else setup.trained
+    width = setup.dtype.itemsize
+    low = width < 4  # then float32 masters, and float32 sums of the gradients
+    split = [setup.world if setup.zero >= stage else 1 for stage in (1, 2, 3)]
+    on_device = 0 if setup.offload != "none" else 1
+    weights = total * width / split[2]
+    if setup.offload == "all":  # gathered a block at a time, and the next one beside it
+        weights = min(weights, 2 * width * total / setup.model.n_layer)
+    masters = 4 * trained / split[0] * on_device if low else 0
+    moments = 8 * trained / split[0] * on_device
+    sums = 4 * trained / split[0] * on_device if low else 0  # of all passes
+    gradients = trained * width / split[1] + sums
+    activations = _activations(setup)
+    held = gradients if not low else sums
+    peak = max(activations + (held if setup.accumulate > 1 else 0), gradients)
+    used = weights + masters + moments + peak
+    reserve = _CONTEXT + _WASTE * used if setup.on_gpu else 0
+    return Memory(weights, masters, moments, gradients, activations, reserve, used + reserve)
+
+
+def _activations(setup: Setup) -> float:
+    model, block = setup.model, setup.footprint
+    stream = setup.tokens * model.n_embd * setup.dtype.itemsize  # one [M, C]
+    head = 2 * stream + loss_workspace(
+        setup.tokens, model.n_embd, model.vocab_size, setup.dtype, on_gpu=setup.on_gpu
+    )
+    if not setup.grad_cp:
+        return stream + model.n_layer * block.saved + max(head, block.workspace)
+    kept = stream + (block.kernel if setup.grad_cp == "selective" else 0)
+    shared = stream if model.arch == "x070" else 0  # v_first
+    return stream + shared + model.n_layer * kept + max(head, block.saved + block.workspace)
+
+
+def estimate_speed(setup: Setup, card: Card, *, compiled: bool) -> float:
+    """Estimate the tokens a second of one device; nothing of it has been measured on a GPU yet.
+
+    Args:
+        setup: the step.
+        card: the device's data sheet.
+        compiled: whether the blocks are compiled.
+    """
+    model, block = setup.model, setup.footprint
+    again = 4 / 3 if setup.grad_cp else 1.0  # the forward pass is a third of the work
+    products = train_flops(model) * setup.tokens * again
+    share = _PRODUCT_SHARE * model.n_embd / (model.n_embd + _NARROW)
+    seconds = products / (card.tflops * 1e12 * share)
+    traffic = model.n_layer * block.traffic * (_COMPILED if compiled else 1) * again
+    if block.kernel:
+        kernel_again = 7 / 6 if setup.grad_cp is True else 1.0  # its forward pass is the cheaper
+        elements = model.n_layer * setup.tokens * model.n_embd
+        traffic += _KERNEL_BYTES * elements * kernel_again
+    traffic += _OPTIMIZER_BYTES * n_parameters(model) / setup.accumulate
+    seconds += traffic / (card.gb_per_s * 1e9 * _COPY_SHARE)
+    launches = model.n_layer * block.launches * again * (_COMPILED if compiled else 1)
+    return setup.tokens / max(seconds, launches * _LAUNCH_SECONDS)
+
+
+def would_fit(setup: Setup, limit: float) -> list[tuple[str, Setup]]:
+    """Say what to change for a step to fit.
+
+    Tried, in this order: the largest pass that fits (more passes make up for it), the same with
+    activations computed again, and where there are several processes each ZeRO stage and offload.
+
+    Args:
+        setup: the step that does not fit.
+        limit: bytes a device has.
+
+    Returns:
+        At most three changes as settings of a recipe, each with the step it leads to.
+    """
+    found = []
+    for sharding in _shardings(setup):
+        for again in ({},) if setup.grad_cp is True else ({}, {"grad_cp": True}):
+            for micro in _divisors(setup.micro_bsz):
+                passes = {"micro_bsz": micro, "accumulate": setup.samples // micro}
+                change = again | ({} if micro == setup.micro_bsz else passes) | sharding
+                changed = replace(setup, **change)
+                if change and estimate_memory(changed).total <= limit:
+                    found.append((_as_settings(change), changed))
+                    break
+    return found[:3]
+
+
+def _shardings(setup: Setup) -> list[dict[str, Any]]:
+    if setup.world == 1:
+        return [{}]
+    stages = [{"zero": stage} for stage in range(setup.zero + 1, 4)]
+    offload = [{"zero": 3, "offload": "optimizer"}] if setup.offload == "none" else []
+    return [{}, *stages, *offload]
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(number, 0, -1) if number % d == 0]
+
+
+def _as_settings(change: dict[str, Any]) -> str:
+    names = {"accumulate": "accumulate_grad_batches"}
+    return ", ".join(
+        f"train.{names.get(name, name)} {str(value).lower()}" for name, value in change.items()
+    )
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
