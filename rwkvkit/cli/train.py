@@ -175,6 +175,7 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
     steps.append(("init-weights", run.weights.status()))
     console.result(f"model: {summary(run.model_config)}")
     plan_lines: tuple[str, ...] = ()
+    plan = None
     if data is not None:
         plan = run.plan(run.samples(data))
         plan_lines = plan.lines
@@ -182,7 +183,8 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
             steps.append(("train", run.status(data, plan)))
     else:
         console.result("train: order and steps follow when the dataset is there")
-    for line in plan_lines:
+    forecast = run.forecast(plan)
+    for line in (*plan_lines, *forecast.lines):
         console.result(f"train: {line}")
     for name, status in steps:
         verb = "up to date" if status.up_to_date else "would run"
@@ -198,6 +200,7 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
                 for name, status in steps
             },
             "plan": list(plan_lines),
+            "estimate": forecast.facts(),
         }
     )
 

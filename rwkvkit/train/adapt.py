@@ -1,5 +1,6 @@
 """Prepare a model for fine-tuning: what trains, and adapters around matrices."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,20 @@ def check_tuning(tuning: TuningConfig, config: ModelConfig) -> list[str]:
     kept = "" if tuning.quantize == "none" else f" kept in {tuning.quantize}"
     at = f"rank {tuning.rank}{alpha} at {len(targets)} matrices{kept}"
     return [f"{tuning.method}: {at}{beside}"]
+
+
+def trained_parameters(tuning: TuningConfig, config: ModelConfig) -> int:
+    """Return how many numbers train, adapters included.
+
+    Args:
+        tuning: the recipe's section, checked by :func:`check_tuning`.
+        config: the model's shape.
+    """
+    shapes = weight_shapes(config)
+    count = sum(math.prod(shapes[name]) for name in _trained_names(tuning, list(shapes)))
+    if tuning.is_adapter:
+        count += sum(tuning.rank * sum(shapes[f"{t}.weight"]) for t in _targets(tuning, shapes))
+    return count
 
 
 def rate_hint(config: TrainConfig) -> list[str]:

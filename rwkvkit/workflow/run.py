@@ -24,8 +24,9 @@ from rwkvkit.train.adapt import apply_tuning, check_tuning, rate_hint, result_na
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.compile import choose_compile
 from rwkvkit.train.config import TrainConfig
-from rwkvkit.train.device import choose_placement, peak_flops
+from rwkvkit.train.device import Placement, choose_placement, peak_flops
 from rwkvkit.train.engine import TorchEngine
+from rwkvkit.train.estimate import Setup
 from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
@@ -34,6 +35,7 @@ from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan, plan_training
 from rwkvkit.train.record import check_record, read_record, write_record
 from rwkvkit.train.trackers import choose_trackers
+from rwkvkit.workflow.forecast import Forecast, change_to_fit, forecast, setup_of
 from rwkvkit.workflow.sinks import open_sinks
 from rwkvkit.workflow.weights import InitialWeights
 
@@ -180,6 +182,15 @@ class Run:
         lines = (*plan.lines, compiled.reason, *tuning, *rate_hint(self.settings))
         return replace(plan, compile=compiled.on, lines=lines)
 
+    def forecast(self, plan: TrainPlan | None = None) -> Forecast:
+        """Estimate memory and speed, before or after the choices that need the dataset."""
+        settings = self.settings
+        place = plan.placement if plan else choose_placement(settings.device, settings.precision)
+        return forecast(self._setup(place), place.device, compiled=bool(plan and plan.compile))
+
+    def _setup(self, placement: Placement) -> Setup:
+        return setup_of(self.settings, self.model_config, self.recipe.ctx_len, placement)
+
     def status(self, data: Binidx, plan: TrainPlan) -> Status:
         """Say whether training is complete.
 
@@ -223,7 +234,7 @@ class Run:
         folder = self.recipe.folder
         record = self._record(data, plan)
         own: list[Sink] = []
-        with ExitStack() as held, _memory_hint():
+        with ExitStack() as held, self._memory_hint(plan):
             with group.first():
                 if group.rank == 0:
                     held.enter_context(self._locked())
@@ -253,6 +264,20 @@ class Run:
             loss = next(row["loss"] for row in reversed(rows) if row["loss"] is not None)
             end = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "loss": loss}
             write_record(folder, record | {"finished": end})
+
+    @contextmanager
+    def _memory_hint(self, plan: TrainPlan) -> Iterator[None]:
+        """Turn running out of memory into an error that says what would fit."""
+        try:
+            yield
+        except RuntimeError as error:  # on a CPU torch has no class of its own for it
+            if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate" not in str(error):
+                raise
+            raise SetupError(
+                f"out of memory: {str(error).splitlines()[0]}",
+                where="train",
+                hint=change_to_fit(self._setup(plan.placement), plan.placement.device),
+            ) from error
 
     def _utilisation(self, plan: TrainPlan) -> float | None:
         peak = peak_flops(plan.placement)
@@ -327,19 +352,3 @@ def _fingerprint(data: Binidx) -> str:
                     file.seek(max(0, size - _BLOCK_BYTES) * block // (_SAMPLED_BLOCKS - 1))
                     digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
-
-
-@contextmanager
-def _memory_hint() -> Iterator[None]:
-    """Turn running out of memory into an error that says what would fit."""
-    try:
-        yield
-    except RuntimeError as error:  # on a CPU torch has no class of its own for it
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate" not in str(error):
-            raise
-        raise SetupError(
-            f"out of memory: {str(error).splitlines()[0]}",
-            where="train",
-            hint="halve train.micro_bsz and double train.accumulate_grad_batches, or set "
-            "train.grad_cp to true",
-        ) from error

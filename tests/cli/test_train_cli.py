@@ -301,7 +301,16 @@ def test_out_of_memory_says_what_would_fit(folder, run, monkeypatch) -> None:
     outcome = run("train", "r.yaml")
     assert outcome.code == 5
     assert "out of memory" in outcome.err
-    assert "halve train.micro_bsz" in outcome.err
+    assert "hint: set train.grad_cp true" in outcome.err
+
+
+def test_a_dry_run_estimates_memory(folder, run) -> None:
+    outcome = run("train", "r.yaml", "--dry-run", "--set", "train.micro_bsz=1000000")
+    assert "train: memory, estimated: " in outcome.out
+    assert "does not fit: set train.micro_bsz" in outcome.out
+    facts = json.loads(run("train", "r.yaml", "--dry-run", "--json").out)
+    assert facts["estimate"]["memory"]["total"] > 4 * 3 * facts["parameters"]
+    assert facts["estimate"]["tokens_per_s"] is None
 
 
 def test_bf16_trains_and_resumes_in_bf16(folder, run) -> None:

@@ -1,0 +1,92 @@
+"""What a recipe's run will need and how fast it may be, in lines for people."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rwkvkit.model.config import ModelConfig
+from rwkvkit.train.adapt import trained_parameters
+from rwkvkit.train.config import TrainConfig
+from rwkvkit.train.device import Placement, card_of
+from rwkvkit.train.estimate import Memory, Setup, estimate_memory, estimate_speed, would_fit
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Estimates of a run.
+
+    Attributes:
+        memory: bytes on each device.
+        tokens_per_s: of one device; None where its data sheet is not known.
+        lines: the same for people, with what to change where it would not fit.
+    """
+
+    memory: Memory
+    tokens_per_s: float | None
+    lines: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """The estimates for ``--json``."""
+        return {"memory": vars(self.memory), "tokens_per_s": self.tokens_per_s}
+
+
+def setup_of(
+    settings: TrainConfig, model: ModelConfig, ctx_len: int, placement: Placement
+) -> Setup:
+    """Return what decides the memory and speed of a recipe's passes."""
+    return Setup(
+        model=model,
+        micro_bsz=settings.micro_bsz,
+        ctx_len=ctx_len,
+        dtype=placement.dtype,
+        grad_cp=settings.grad_cp,
+        impl="chunked" if settings.wkv == "auto" else settings.wkv,
+        on_gpu=placement.device.type == "cuda",
+        accumulate=settings.accumulate_grad_batches,
+        trained=trained_parameters(settings.tuning, model),
+    )
+
+
+def forecast(setup: Setup, device: torch.device, *, compiled: bool) -> Forecast:
+    """Estimate a run's memory and speed.
+
+    Args:
+        setup: its passes.
+        device: where it runs.
+        compiled: whether the blocks are compiled.
+    """
+    memory = estimate_memory(setup)
+    available, place = _available(device)
+    lines = [f"memory, estimated: {memory}; {place} has {available / 1e9:.1f} GB"]
+    if memory.total > available:
+        lines.append(f"that does not fit: {change_to_fit(setup, device)}")
+    speed = None
+    if device.type == "cuda" and (card := card_of(torch.cuda.get_device_name(device))):
+        speed = estimate_speed(setup, card, compiled=compiled)
+        lines.append(f"speed, estimated from the card's data sheet: {speed:,.0f} tokens/s")
+    return Forecast(memory, speed, tuple(lines))
+
+
+def change_to_fit(setup: Setup, device: torch.device) -> str:
+    """Say which settings would make a step that ran out of memory fit, by the estimates.
+
+    Where the estimate says that it had fitted, something else takes memory too: then the changes
+    are those that save a fifth.
+
+    Args:
+        setup: the passes.
+        device: where they run.
+    """
+    limit = min(_available(device)[0], 0.8 * estimate_memory(setup).total)
+    changes = [text for text, _ in would_fit(setup, limit)]
+    if not changes:
+        return "a smaller model or ctx_len would need less"
+    return f"set {', or '.join(changes)} (by estimate)"
+
+
+def _available(device: torch.device) -> tuple[float, str]:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory, "the GPU"
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "the machine"
