@@ -33,6 +33,53 @@ if __name__ == "__main__":
     build.run(workers=workers, progress=stop_at)
 """
 
+DRIVER = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+from rwkvkit import WorldTokenizer
+from rwkvkit.data.build import Build
+from rwkvkit.data.stages import Encode, Plan, Read, RepeatShuffle, WriteBinidx
+
+def run(prefix, workers):
+    read = Read.model_validate(Read.expand(sys.argv[1]))
+    chain = [read, Encode(), RepeatShuffle(epochs=2), WriteBinidx(prefix=prefix), Plan()]
+    build = Build(chain, seed=42, ctx_len=16)
+    build._chunk_bytes, build._task_bytes = 20_000, 40_000
+    build.run(workers=workers, memory=200_000)
+
+def started(prefix, workers):
+    child = os.fork()
+    if child == 0:
+        run(prefix, workers)
+        os._exit(0)
+    return child
+
+if __name__ == "__main__":
+    clean, prefix = sys.argv[2:]
+    WorldTokenizer().encode("word " * 1000)
+    run(clean, 1)  # also loads what a build needs, so that the next time is that of the work
+    start = time.monotonic()
+    os.waitpid(started(clean, 1), 0)
+    seconds = time.monotonic() - start
+    rng = random.Random(2026)
+    folder = Path(prefix).parent
+    for moment in range(10):
+        if (folder / "data.manifest.json").exists():
+            shutil.rmtree(folder)  # it was done before the last kill
+        child = started(prefix, 2 if moment in (3, 7) else 1)
+        time.sleep(rng.random() * seconds)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        made = len(list(folder.glob(".data.build/part-*.json")))
+        done = (folder / "data.manifest.json").exists()
+        whole = not done or all(
+            (folder / path.name).read_bytes() == path.read_bytes()
+            for path in Path(clean).parent.iterdir()
+        )
+        print(made, done, whole, flush=True)
+    run(prefix, 1)
+"""
+
 
 @pytest.fixture
 def command(tmp_path, jsonl):
@@ -126,3 +173,22 @@ def test_a_changed_source_starts_anew(command, build, tmp_path):
     source.write_text(source.read_text().replace("document 1 ", "documenT 1 "))
     subprocess.run(command("out", 1), check=True)
     assert digests(tmp_path / "out") == clean(build, tmp_path)
+
+
+def test_ten_kills_at_random_moments_and_the_same_command(tmp_path, build, jsonl):
+    source = jsonl("in.jsonl", [f"document {i} " + "word " * (i % 97) for i in range(6000)])
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    command = [
+        sys.executable,
+        script,
+        source,
+        tmp_path / "clean" / "data",
+        tmp_path / "out" / "data",
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    seen = [line.split() for line in done.stdout.splitlines()]
+    assert len(seen) == 10
+    assert all(whole == "True" for _, _, whole in seen)
+    assert any(made != "0" for made, _, _ in seen), seen
+    assert digests(tmp_path / "out") == digests(tmp_path / "clean")
