@@ -36,6 +36,25 @@ DEVICE float low(pair x) { return widen((element)x); }
 DEVICE float high(pair x) { return widen((element)(x >> 16)); }
 DEVICE element round_to_element(float x) { return (element)pack(x, 0.f); }
 
+// fp16 whatever an element is, for tensors whose products need the exponents of bf16.
+DEVICE float widen_fp16(unsigned short x) {
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x));
+    return wide;
+}
+DEVICE pair pack_fp16(float first, float second) {
+    pair packed;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
+    return packed;
+}
+
+// The products of two pairs of bf16 numbers, rounded.
+DEVICE pair multiply(pair x, pair y) {
+    pair product;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(x), "r"(y), "r"(0x80008000u));
+    return product;
+}
+
 // 2^x and 1/x, to about 2 units in the last place; denormals count as zero.
 DEVICE float exp2_fast(float x) {
     float y;
@@ -62,6 +81,15 @@ DEVICE void mma(float d[4], const pair a[4], const pair b[2]) {
         "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// d [16 x 8] += a [16 x 8] b [8 x 8] in bf16: the first, or the second, half of mma's a and b.
+DEVICE void mma_half(float d[4], const pair a[2], pair b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
 // Four 8 x 8 matrices from shared memory; lane l gives the address of row l % 8 of matrix l / 8.
@@ -103,6 +131,9 @@ template <int PENDING>
 DEVICE void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
+
+// Keep the compiler from moving memory accesses across: fewer values wait in registers.
+DEVICE void keep_order() { asm volatile("" ::: "memory"); }
 
 // The block's dynamic shared memory, seen as a struct.
 template <typename Shared>

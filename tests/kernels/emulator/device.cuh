@@ -13,18 +13,23 @@ inline float bits_to_float(uint32_t bits) {
     memcpy(&x, &bits, 4);
     return x;
 }
-#ifdef ELEMENT_FP16
-inline float widen(element x) {
+inline float widen_fp16(unsigned short x) {
     _Float16 half;
     memcpy(&half, &x, 2);
     return (float)half;
 }
-inline element round_to_element(float x) {
+inline unsigned short round_to_fp16(float x) {
     _Float16 half = (_Float16)x;
-    element bits;
+    unsigned short bits;
     memcpy(&bits, &half, 2);
     return bits;
 }
+inline pair pack_fp16(float first, float second) {
+    return round_to_fp16(first) | (pair)round_to_fp16(second) << 16;
+}
+#ifdef ELEMENT_FP16
+inline float widen(element x) { return widen_fp16(x); }
+inline element round_to_element(float x) { return round_to_fp16(x); }
 #else
 inline float widen(element x) { return bits_to_float((uint32_t)x << 16); }
 inline element round_to_element(float x) {
@@ -39,6 +44,8 @@ inline pair pack(float first, float second) {
 }
 inline float low(pair x) { return widen((element)x); }
 inline float high(pair x) { return widen((element)(x >> 16)); }
+
+inline pair multiply(pair x, pair y) { return pack(low(x) * low(y), high(x) * high(y)); }
 
 inline float exp2_fast(float x) { return exp2f(x); }
 inline float reciprocal(float x) { return 1.f / x; }
@@ -78,6 +85,11 @@ inline void mma(float d[4], const pair a[4], const pair b[2]) {
 }
 
 // Each lane reads its row as it arrives: it does not wait for what other lanes still have to write.
+inline void mma_half(float d[4], const pair a[2], pair b) {
+    const pair whole_a[4] = {a[0], a[1], 0u, 0u}, whole_b[2] = {b, 0u};
+    mma(d, whole_a, whole_b);
+}
+
 template <bool TRANSPOSED>
 inline void load_four(pair to[4], const element *row) {
     struct Row {
@@ -119,6 +131,8 @@ inline void copy_async(void *to_shared, const void *from_global, int bytes) {
         {to_shared, from_global, bytes, emulator::current->group});
 }
 inline void copy_async_commit() { emulator::current->group++; }
+
+inline void keep_order() {}
 
 template <typename Shared>
 inline Shared &shared_memory() {

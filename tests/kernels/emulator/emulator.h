@@ -308,3 +308,4 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return __builtin_clz(x); }
