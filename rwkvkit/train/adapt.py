@@ -96,6 +96,7 @@ def apply_tuning(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> Portion:
     """Freeze what does not train, put adapters where the recipe wants them, move to the device.
 
@@ -106,6 +107,7 @@ def apply_tuning(
         base: ``path`` and ``sha256`` of the base's file, kept beside what is saved.
         device: where the model is to train.
         dtype: of the frozen weights; what trains stays in float32.
+        seed: of the adapter's initial values, the same in every process of a run.
 
     Returns:
         What checkpoints of the run hold.
@@ -118,7 +120,9 @@ def apply_tuning(
     whole = _trained_names(tuning, list(shapes))
     config = None
     if tuning.is_adapter:
-        config = _inject(model, tuning, _targets(tuning, shapes), torch.device(device))
+        with torch.random.fork_rng(devices=[]):  # adapters are made on the CPU, then moved
+            torch.manual_seed(seed)
+            config = _inject(model, tuning, _targets(tuning, shapes), torch.device(device))
     for name, parameter in model.named_parameters():
         trains = _is_adapter(name) or plain_name(name) in whole
         if parameter.is_floating_point():  # which quantized weights are not

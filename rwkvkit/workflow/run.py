@@ -310,6 +310,7 @@ class Run:
             base,
             device=plan.placement.device,
             dtype=plan.placement.dtype,
+            seed=self.recipe.seed,
         )
         if plan.compile:
             model.compile_blocks()

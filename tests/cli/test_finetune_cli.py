@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rwkvkit import load_model
+from rwkvkit.model.adapter import read_adapter
 from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.init import init_weights
@@ -100,6 +101,24 @@ def test_state_starts_at_zero_and_moves(folder: Path, base: Path, run) -> None:
     assert facts["base"]["path"] == "base.pth"
     model = load_model("base.pth", adapter="out/tiny/rwkv-state.pth")
     assert torch.equal(model.blocks[0].att.time_state, state)
+
+
+def test_two_processes_train_the_adapter_of_one(folder: Path, base: Path, run, start) -> None:
+    few = ["--set", "train.total_steps=4", "--set", "train.tuning.dropout=0"]
+    assert run(*arguments("lora", *few, "--set", "run_dir=one")).code == 0
+    two = ["--set", "run_dir=two", "--set", "train.micro_bsz=1", "--processes", "2"]
+    process = start(*arguments("lora", *few, *two))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    losses = [
+        [json.loads(line)["loss"] for line in Path(name, "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    one, two = (read_adapter(Path(name, "rwkv-adapter"))[1] for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,19 @@ def test_ranks_and_matrices_that_cannot_be() -> None:
         check_tuning(tuning(freeze=["*"]), shape("x070"))
 
 
+def test_an_adapter_starts_the_same_in_every_process() -> None:
+    """Whatever their random states, of which nothing is used up."""
+    made = []
+    for rank in range(2):
+        torch.manual_seed(42 + rank)
+        before = torch.get_rng_state()
+        model = build_model(shape("x070"), base_weights("x070"))
+        apply_tuning(model, tuning("lora"), BASE, seed=42)
+        assert torch.equal(torch.get_rng_state(), before)
+        made.append(model.state_dict())
+    assert all(torch.equal(tensor, made[1][name]) for name, tensor in made[0].items())
+
+
 def test_what_is_said_about_it() -> None:
     config = shape("x070", time_state=True)
     assert check_tuning(tuning(), config) == []
