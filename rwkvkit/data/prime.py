@@ -2,7 +2,6 @@
 
 from rwkvkit.errors import DataError
 
-_BASES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 _MIN_SLOTS = 3  # the smallest number of slots with such a prime, 2
 
 
@@ -55,25 +54,9 @@ def _is_enough(prime: int, slots: int) -> bool:
 
 
 def _largest_prime(slots: int) -> int:
+    from sympy import isprime
+
     candidate = slots - 1 - (slots - 1 - 2) % 3
-    while not _is_prime(candidate):
+    while not isprime(candidate):
         candidate -= 3
     return candidate
-
-
-def _is_prime(n: int) -> bool:
-    """Test with Miller-Rabin; up to 3.18e23 these bases prove it (Sorenson and Webster 2015)."""
-    if n in _BASES or n < 2 or any(n % base == 0 for base in _BASES):
-        return n in _BASES
-    twos = ((n - 1) & (1 - n)).bit_length() - 1
-    for base in _BASES:
-        power = pow(base, (n - 1) >> twos, n)
-        if power == 1:
-            continue
-        for _ in range(twos):
-            if power == n - 1:
-                break
-            power = power * power % n
-        else:
-            return False
-    return True

@@ -1,12 +1,10 @@
 import json
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from sympy import isprime
 
 from rwkvkit import magic_prime
-from rwkvkit.data.prime import _is_prime, coverage_warning
+from rwkvkit.data.prime import coverage_warning
 from rwkvkit.errors import DataError
 
 
@@ -24,15 +22,6 @@ def test_the_primes_that_the_reference_printed(golden):
         flags = dict(zip(printed[::2], map(int, printed[1::2]), strict=True))
         prime = magic_prime(flags["--my_exit_tokens"], flags["--ctx_len"])
         assert prime == flags["--magic_prime"], name
-
-
-# The last three are strong pseudoprimes to many bases (Jaeschke 1993, Zhang 2001).
-@example(3_215_031_751)
-@example(341_550_071_728_321)
-@example(3_825_123_056_546_413_051)
-@given(st.integers(0, 2**63) | st.integers(0, 2**16))
-def test_another_test_for_primes_agrees(n):
-    assert _is_prime(n) == isprime(n)
 
 
 def test_it_is_the_largest_there_is():
