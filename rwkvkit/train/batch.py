@@ -33,13 +33,19 @@ class Batch:
 
     def split(self, parts: int) -> "list[Batch]":
         """Cut into ``parts`` equal runs of samples, in order."""
+        return self._chunks(parts, 0, self.segments)
+
+    def cut(self) -> "list[Batch]":
+        """Cut every sample into its segments, in order."""
+        return self._chunks(self.segments, 1, 1)
+
+    def _chunks(self, parts: int, axis: int, segments: int) -> "list[Batch]":
         columns = (
-            [None] * parts if tensor is None else torch.chunk(tensor, parts)
+            [None] * parts if tensor is None else torch.chunk(tensor, parts, axis)
             for tensor in (self.x, self.y, self.mask, self.resets)
         )
         return [
-            Batch(x, y, mask, resets, self.segments)
-            for x, y, mask, resets in zip(*columns, strict=True)
+            Batch(x, y, mask, resets, segments) for x, y, mask, resets in zip(*columns, strict=True)
         ]
 
     def to(self, device: torch.device) -> "Batch":

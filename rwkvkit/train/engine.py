@@ -14,6 +14,7 @@ from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.optimizer import optimizer_groups
+from rwkvkit.train.passes import losses
 from rwkvkit.train.portion import Portion, WholeModel
 
 OPTIMIZER_FILE = "optimizer.pt"
@@ -91,6 +92,7 @@ class TorchEngine:
         self._portion = portion or WholeModel()
         self._group = group or Solo()
         self._micro_bsz = config.micro_bsz
+        self._truncate = config.sampling.truncate
         self._grad_clip = config.grad_clip
         self._device = next(model.parameters()).device
         groups = optimizer_groups(
@@ -125,10 +127,11 @@ class TorchEngine:
         for micro in batch.split(len(batch.x) // self._micro_bsz):
             share = micro.counted / counted  # a pass weighs as much as it has targets that count
             micro = micro.to(self._device)
-            part = self.model(micro.x, None, micro.resets, micro.y, micro.mask) * share
-            part.backward()
-            loss += part.detach()
-            self._collect_gradients()
+            for part in losses(self.model, micro, self._truncate):
+                part = part * share
+                part.backward()
+                loss += part.detach()
+                self._collect_gradients()
         self._group.add([master.grad for master in self._masters if master.grad is not None])
         grad_norm = nn.utils.clip_grad_norm_(self._masters, self._grad_clip)
         result = StepResult(self._group.sum(loss.item()), grad_norm.item())

@@ -46,12 +46,14 @@ class SampleReader:
         magic_prime: its prime for ``ctx_len``.
         ctx_len: tokens a sample (T below).
         vocab_size: ids must be below this.
+        reason: why in this order, for people.
     """
 
     data: Binidx
     magic_prime: int
     ctx_len: int
     vocab_size: int
+    reason: str = "order cubic"
 
     @property
     def once(self) -> int:
@@ -65,9 +67,10 @@ class SampleReader:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The prime, for people."""
+        """The order and its prime, for people."""
         slots = f"{self.data.n_tokens:,} tokens / {self.ctx_len}"
-        return (f"magic_prime {self.magic_prime}: the largest 3n+2 prime below {slots}",)
+        prime = f"magic_prime {self.magic_prime}: the largest 3n+2 prime below {slots}"
+        return (self.reason, prime)
 
     def tokens(self, count: int) -> int:
         """Return the tokens of ``count`` samples."""

@@ -154,7 +154,17 @@ class Run:
         return open_binidx(dataset_prefix(self.recipe))
 
     def samples(self, data: Binidx) -> Sampler:
-        """Put a dataset into the order of the run; see ``make_samples``."""
+        """Put a dataset into the order of the run; see ``make_samples``.
+
+        Raises:
+            RecipeError: segments of a model with HeadQK.
+        """
+        if self.settings.sampling.order == "infctx" and self.model_config.head_qk:
+            raise RecipeError(
+                "a model with HeadQK cannot carry its state from segment to segment",
+                where="train.sampling.order",
+                hint="choose another order, or set model.head_qk to 0",
+            )
         return make_samples(
             self.settings.sampling,
             data,
