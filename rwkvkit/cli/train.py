@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 @recipe_options
 @workers_option
 @launch_options
+@click.option(
+    "--profile",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Record some steps into trace.json and print the largest operators: train.profile.",
+)
 @click.pass_obj
 def train(
     place: Place | None,
@@ -33,6 +39,7 @@ def train(
     dry_run: bool,
     as_json: bool,
     workers: int | None,
+    profile: int | None,
     **launching: Any,
 ) -> None:
     """Train the model of RECIPE (a path, or the name of a recipe that ships).
@@ -42,6 +49,8 @@ def train(
 
     With --gpus it starts a process for each; torchrun and srun can start it as well.
     """
+    if profile:
+        overrides += (f"train.profile={profile}",)
     launch = Launch.of(**launching)
     place = place or started_by(os.environ)
     if place and launch.processes:

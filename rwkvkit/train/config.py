@@ -60,6 +60,8 @@ class TrainConfig(Config):
     """Who gets the rows of metrics.jsonl; tensorboard, if it is installed, unless given."""
     tracker_project: str = Field(default="rwkvkit", min_length=1)
     """The project under which wandb and trackio show the run."""
+    profile: Count | None = None
+    """Steps to record with torch's profiler, after a few others, into trace.json."""
     guards: GuardConfig = GuardConfig()
     """What is done about gradients that are not finite and about loss spikes."""
     tuning: TuningConfig = TuningConfig()

@@ -34,6 +34,7 @@ from rwkvkit.train.observe import Sink
 from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan, plan_training
 from rwkvkit.train.record import check_record, read_record, write_record
+from rwkvkit.train.tokens import check_tokens
 from rwkvkit.train.trackers import choose_trackers
 from rwkvkit.workflow.forecast import Forecast, change_to_fit, forecast, setup_of
 from rwkvkit.workflow.sinks import open_sinks
@@ -149,9 +150,11 @@ class Run:
         """Open the dataset.
 
         Raises:
-            DataError: it is missing or damaged.
+            DataError: it is missing or damaged, or has a token outside the model's vocabulary.
         """
-        return open_binidx(dataset_prefix(self.recipe))
+        data = open_binidx(dataset_prefix(self.recipe))
+        check_tokens(data, self.model_config.vocab_size)
+        return data
 
     def samples(self, data: Binidx) -> Sampler:
         """Put a dataset into the order of the run; see ``make_samples``.
@@ -254,7 +257,7 @@ class Run:
                     for path in (self.files.final, self.files.metrics, self.files.loss_curve):
                         files.remove_temporaries(path)
                     sinks_of_run = open_sinks(
-                        self.recipe, self.settings, self.model_config, plan, samples
+                        self.recipe, self.settings, self.model_config, plan, samples, report
                     )
                     own = held.enter_context(sinks_of_run)
             torch.manual_seed(self.recipe.seed + group.rank)
@@ -337,7 +340,7 @@ class Run:
 
     def _recipe_record(self) -> dict[str, Any]:
         free = {"device", "wkv", "grad_cp", "compile", "save_every", "keep", "precision"}
-        free |= {"trackers", "tracker_project"}
+        free |= {"trackers", "tracker_project", "profile"}
         batch = {"micro_bsz", "accumulate_grad_batches"}
         return {
             "seed": self.recipe.seed,

@@ -1,8 +1,8 @@
 """The sinks of a run beside ``metrics.jsonl``: ``train_log.txt``, trackers, pictures and page."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.recipe.schema import Recipe
@@ -12,6 +12,7 @@ from rwkvkit.train.loop import RunFiles
 from rwkvkit.train.metrics import plot_loss, read_metrics
 from rwkvkit.train.observe import Sink, StepReport
 from rwkvkit.train.plan import TrainPlan
+from rwkvkit.train.profile import Profile
 from rwkvkit.train.sampler import SampleReader
 from rwkvkit.train.trackers import choose_trackers, open_trackers
 from rwkvkit.train.train_log import TrainLog
@@ -43,7 +44,12 @@ class Pictures:
 
 @contextmanager
 def open_sinks(
-    recipe: Recipe, settings: TrainConfig, model: ModelConfig, plan: TrainPlan, samples: Sampler
+    recipe: Recipe,
+    settings: TrainConfig,
+    model: ModelConfig,
+    plan: TrainPlan,
+    samples: Sampler,
+    report: Callable[[str], None],
 ) -> Iterator[list[Sink]]:
     """Open the sinks that a recipe asks for; one process of a run does this.
 
@@ -69,7 +75,11 @@ def open_sinks(
         settings=resolved,
         sent=rows[-1]["step"] if rows else 0,
     ) as trackers:
-        try:
-            yield [log, *trackers, pictures]
-        finally:
-            pictures.draw()
+        sinks: list[Sink] = [log, *trackers, pictures]
+        with ExitStack() as stack:
+            stack.callback(pictures.draw)
+            if settings.profile:
+                profile = Profile(settings.profile, recipe.folder, report)
+                stack.callback(profile.close)
+                sinks.append(profile)
+            yield sinks

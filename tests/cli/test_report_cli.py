@@ -43,7 +43,10 @@ class Page(HTMLParser):
 
 def test_a_run_leaves_its_page_and_compares_with_another(folder: Path, run) -> None:
     fast = ["--set", "train.total_steps=4"]
-    assert run("train", "r.yaml", *fast, "--set", "sample.prompt=<b>").code == 0
+    trained = run("train", "r.yaml", *fast, "--set", "sample.prompt=<b>", "--profile", "1")
+    assert trained.code == 0
+    assert "profile: 1 steps in out/tiny/trace.json" in trained.err
+    assert "ms CPU a step" in trained.err
     page = Page(folder / "out/tiny/report.html")
     page.check()
     for text in (

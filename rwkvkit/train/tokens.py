@@ -1,0 +1,35 @@
+"""Checks the token ids of a dataset before a run starts."""
+
+import numpy as np
+
+from rwkvkit.data.binidx import Binidx
+from rwkvkit.errors import DataError
+
+_BLOCK = 1 << 22  # tokens read at a time
+_MOST_BLOCKS = 512  # 2.1e9 tokens; of longer data as many, spread over the whole
+
+
+def check_tokens(data: Binidx, vocab_size: int) -> None:
+    """Check that token ids are below ``vocab_size``; samples are checked again when they are read.
+
+    Data whose type holds no larger id, such as uint16 for the World vocabulary, is not read at all.
+
+    Args:
+        data: the dataset.
+        vocab_size: of the model.
+
+    Raises:
+        DataError: an id is not.
+    """
+    if np.iinfo(data.dtype).max < vocab_size:
+        return
+    blocks = -(-data.n_tokens // _BLOCK)
+    for block in np.unique(np.linspace(0, blocks - 1, min(blocks, _MOST_BLOCKS)).astype(int)):
+        start = int(block) * _BLOCK
+        largest = data.tokens(start, min(_BLOCK, data.n_tokens - start)).max()
+        if largest >= vocab_size:
+            raise DataError(
+                f"token id {largest} is outside the model's vocabulary of {vocab_size}",
+                where=f"{data.prefix}.bin",
+                hint="raise the model's vocab_size, or prepare the data with its tokenizer",
+            )
