@@ -3,31 +3,23 @@
     python benchmarks/model.py --out benchmarks/results/model.json
 
 A step is forward, loss, backward, clipping and AdamW, as the trainer does it. The operators take
-turns within a round, and the best round counts. ``overhead`` compares the training loop on real
-files with the bare steps inside it.
+turns within a round, and the best round counts.
 """
 
 import argparse
 import math
-import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import report
 import torch
 
-from rwkvkit import BinidxWriter, magic_prime, open_binidx
 from rwkvkit.model.checkpoint import build_model
 from rwkvkit.model.config import ARCHS, ModelConfig
 from rwkvkit.model.init import init_weights
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.engine import TorchEngine
-from rwkvkit.train.loop import RunFiles, train
-from rwkvkit.train.metrics import read_metrics
-from rwkvkit.train.plan import plan_training
-from rwkvkit.train.sampler import SampleReader
 
 SETTINGS = TrainConfig(micro_bsz=4, lr_init=1e-4, lr_final=1e-5, device="cpu", precision="fp32")
 
@@ -61,8 +53,6 @@ def main() -> None:
             f"{arch}  naive {found['naive']:>7,.0f} tok/s  chunked {found['chunked']:>7,.0f} tok/s"
             f"  ratio {found['ratio']:.2f}"
         )
-    results["overhead"] = _overhead(arguments.ctx_len)
-    print(f"training loop over its bare steps: {results['overhead']['percent']:.1f} % more time")
     report.save(results, arguments.out)
 
 
@@ -87,55 +77,6 @@ def _compare(config: ModelConfig, ctx_len: int, rounds: int) -> dict[str, float]
         "naive": round(tokens / best["naive"]),
         "chunked": round(tokens / best["chunked"]),
         "ratio": round(best["naive"] / best["chunked"], 2),
-    }
-
-
-def _overhead(ctx_len: int, steps: int = 60) -> dict[str, float]:
-    """Time the loop without saving, against the sum of the engine's own steps."""
-    config = ModelConfig(arch="x070", n_layer=2, n_embd=128, vocab_size=4096)
-    settings = SETTINGS.model_copy(update={"total_steps": steps, "save_every": steps})
-    inside = 0.0
-    step = TorchEngine.step
-
-    def timed(self: TorchEngine, batch: Batch, **rates: float) -> object:
-        nonlocal inside
-        start = time.perf_counter()
-        result = step(self, batch, **rates)
-        inside += time.perf_counter() - start
-        return result
-
-    with tempfile.TemporaryDirectory() as folder:
-        prefix = Path(folder) / "data"
-        with BinidxWriter(prefix) as writer:
-            tokens = np.random.default_rng(0).integers(4096, size=1_000_000)
-            writer.add(tokens.astype(np.uint16))
-        data = open_binidx(prefix)
-        prime = magic_prime(data.n_tokens, ctx_len)
-        samples = SampleReader(data, prime, ctx_len, config.vocab_size)
-        plan = plan_training(settings, samples)
-        engine = TorchEngine(build_model(config, init_weights(config, seed=0)), settings)
-        files = RunFiles(Path(folder) / "run")
-        ends: list[float] = []
-        TorchEngine.step = timed  # type: ignore[method-assign, assignment]
-        try:
-            start = time.perf_counter()
-            train(
-                engine,
-                samples,
-                plan,
-                files,
-                report=lambda line: None,
-                sinks=[lambda now: ends.append(time.perf_counter())],
-            )
-        finally:
-            TorchEngine.step = step  # type: ignore[method-assign]
-        assert len(read_metrics(files.metrics)) == steps
-    whole = ends[-1] - start
-    return {
-        "steps": steps,
-        "whole_s": whole,
-        "inside_s": inside,
-        "percent": 100 * (whole / inside - 1),
     }
 
 

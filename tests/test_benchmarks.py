@@ -35,6 +35,7 @@ SMALL_FINETUNE = [
     [
         ("ops.py", ["--rounds", "1", "--tokens", "40", "--head-size", "8"]),
         ("model.py", SMALL_MODEL),
+        ("train.py", [*SMALL_MODEL, "--steps", "4", "--no-engines"]),
         ("data.py", ["--size", "2"]),
         ("finetune.py", SMALL_FINETUNE),
     ],

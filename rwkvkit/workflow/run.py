@@ -294,6 +294,8 @@ class Run:
 
     def _utilisation(self, plan: TrainPlan) -> float | None:
         peak = peak_flops(plan.placement)
+        if self.settings.tuning.method != "full":  # frozen weights need less arithmetic
+            return None
         return None if peak is None else train_flops(self.model_config) / peak / self.processes
 
     @contextmanager
