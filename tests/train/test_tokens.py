@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rwkvkit.data.binidx import Binidx, BinidxWriter, open_binidx
+from rwkvkit import BinidxWriter, open_binidx
+from rwkvkit.data.binidx import Binidx
 from rwkvkit.errors import DataError
 from rwkvkit.train import tokens
 from rwkvkit.train.tokens import check_tokens
