@@ -59,10 +59,11 @@ def check_tuning(tuning: TuningConfig, config: ModelConfig) -> list[str]:
             hint="leave it out of train, or out of targets",
         )
     alpha = "" if tuning.method == "miss" else f" alpha {tuning.effective_alpha}"
-    beside = f", and {size:,} parameters of the base" if whole else ""
     kept = "" if tuning.quantize == "none" else f" kept in {tuning.quantize}"
+    count = f"{trained_parameters(tuning, config):,} parameters train"
+    beside = f", {size:,} of them the base's" if whole else ""
     at = f"rank {tuning.rank}{alpha} at {len(targets)} matrices{kept}"
-    return [f"{tuning.method}: {at}{beside}"]
+    return [f"{tuning.method}: {at}: {count}{beside}"]
 
 
 def trained_parameters(tuning: TuningConfig, config: ModelConfig) -> int:
@@ -74,8 +75,10 @@ def trained_parameters(tuning: TuningConfig, config: ModelConfig) -> int:
     """
     shapes = weight_shapes(config)
     count = sum(math.prod(shapes[name]) for name in _trained_names(tuning, list(shapes)))
-    if tuning.is_adapter:
-        count += sum(tuning.rank * sum(shapes[f"{t}.weight"]) for t in _targets(tuning, shapes))
+    for target in _targets(tuning, shapes) if tuning.is_adapter else []:
+        outputs, inputs = shapes[f"{target}.weight"]
+        count += tuning.rank * (outputs if tuning.method == "miss" else outputs + inputs)
+        count += outputs if tuning.method == "dora" else 0
     return count
 
 

@@ -96,7 +96,9 @@ def test_the_adapter_goes_into_the_base_as_it_was(tmp_path: Path) -> None:
 
 def test_what_is_said() -> None:
     chosen = TuningConfig(method="lora", rank=4, quantize="nf4")
-    assert check_tuning(chosen, SHAPE) == ["lora: rank 4 alpha 8 at 12 matrices kept in nf4"]
+    assert check_tuning(chosen, SHAPE) == [
+        "lora: rank 4 alpha 8 at 12 matrices kept in nf4: 9,216 parameters train"
+    ]
 
 
 def test_bitsandbytes_is_missing_or_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:

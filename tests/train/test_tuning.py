@@ -17,7 +17,7 @@ from rwkvkit.model.adapter import merged
 from rwkvkit.model.checkpoint import build_model
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.init import init_weights, weight_shapes
-from rwkvkit.train.adapt import apply_tuning, check_tuning, rate_hint
+from rwkvkit.train.adapt import apply_tuning, check_tuning, rate_hint, trained_parameters
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.engine import TorchEngine
@@ -96,12 +96,14 @@ def test_only_what_is_meant_to_changes(arch: str, method: str) -> None:
     for name, tensor in base_values(engine).items():
         frozen = not name.endswith("time_state")
         assert torch.equal(tensor, before[name]) == frozen, name
-    moved = [name for name, p in engine.model.named_parameters() if p.requires_grad]
+    moving = {name: p for name, p in engine.model.named_parameters() if p.requires_grad}
+    config = shape(arch, time_state=method == "state")
+    assert sum(p.numel() for p in moving.values()) == trained_parameters(tuning(method), config)
     per_matrix = {"lora": 2, "dora": 3, "pissa": 2, "miss": 1}.get(method, 0)
     matrices = {"x052": 8, "x060": 8, "x070": 6}[arch]
-    assert len(moved) == (2 if method == "state" else 2 * per_matrix * matrices)
+    assert len(moving) == (2 if method == "state" else 2 * per_matrix * matrices)
     assert sum(len(group["names"]) for group in optimizer_groups(engine.model, weight_decay=0)) \
-        == len(moved)  # fmt: skip
+        == len(moving)  # fmt: skip
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -366,7 +368,7 @@ def test_what_is_said_about_it() -> None:
     total = sum(torch.Size(s).numel() for s in weight_shapes(config).values())
     assert check_tuning(tuning("state"), config) == [f"state: 1,024 of {total:,} parameters train"]
     assert check_tuning(tuning("lora", train=["ln_out"]), config) == [
-        "lora: rank 4 alpha 8 at 12 matrices, and 64 parameters of the base"
+        "lora: rank 4 alpha 8 at 12 matrices: 4,672 parameters train, 64 of them the base's"
     ]
     for method, lr, said in [
         ("state", 1, 0),
