@@ -146,6 +146,8 @@ def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
 
 
 def _shower(console: Console) -> "Sink":
+    from rwkvkit.train.observe import END_EARLY
+
     def show(now: "StepReport") -> None:
         parts = [
             f"step {now.step:,}/{now.steps:,}",
@@ -161,7 +163,8 @@ def _shower(console: Console) -> "Sink":
             f"{now.tokens:,} tokens",
             f"ETA {duration(now.eta_s)}",
         ]
-        console.progress("  ".join(part for part in parts if part), last=now.step == now.steps)
+        last = now.step == now.steps or END_EARLY in now.found
+        console.progress("  ".join(part for part in parts if part), last=last)
 
     return show
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rwkvkit.files import write_text
 from rwkvkit.train.metrics import read_metrics
-from rwkvkit.train.observe import StepReport
+from rwkvkit.train.observe import END_EARLY, StepReport
 from rwkvkit.train.sampler import MINI_EPOCH_SAMPLES
 
 
@@ -48,7 +48,8 @@ class TrainLog:
             self._losses = [loss for loss in kept if loss is not None]
         if math.isfinite(now.loss):
             self._losses.append(now.loss)
-        if now.step == now.steps or self._epoch(now.step + 1) > epoch:
+        ended = now.step == now.steps or END_EARLY in now.found
+        if ended or self._epoch(now.step + 1) > epoch:
             mean = sum(self._losses) / len(self._losses) if self._losses else math.nan
             self._append(
                 f"{epoch} {mean:.6f} {math.exp(min(mean, 700)):.4f} {now.lr:.8f} "

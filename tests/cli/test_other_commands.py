@@ -205,6 +205,7 @@ def test_every_recipe_that_ships(folder: Path, run, name: str) -> None:
     outcome = run("train", name, "--dry-run")
     assert outcome.code == 0, outcome.err
     assert "prepare: would run: no output yet" in outcome.out
+    assert "train: memory, estimated: " in outcome.out
     assert not (folder / "out").exists()
 
 

@@ -169,3 +169,8 @@ def test_the_log_of_the_reference(tmp_path: Path) -> None:
     assert [row[:4] for row in read_log(path)] == [row[:4] for row in whole]
     assert [row[4] for row in read_log(path)] == [0, 0, 1]
     assert path.read_text().count("NEW RUN") == 2
+
+    early = TrainLog(tmp_path / "early.txt", metrics, {}, 10080)
+    early(report(1, 10, loss=2.0))
+    early(report(2, 10, loss=4.0, found={"end_early": "no improvement"}))
+    assert [row[:2] for row in read_log(tmp_path / "early.txt")] == [(0, 3.0)]
