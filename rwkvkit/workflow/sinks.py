@@ -20,6 +20,7 @@ from rwkvkit.workflow.history import write_about
 from rwkvkit.workflow.page import write_report
 
 _PICTURE_SECONDS = 120.0
+_PICTURE_SHARE = 0.01  # of the time, at most
 
 
 class Pictures:
@@ -27,19 +28,21 @@ class Pictures:
 
     def __init__(self, files: RunFiles) -> None:
         self._files = files
-        self._drawn = time.monotonic()
+        self._due = time.monotonic() + _PICTURE_SECONDS
 
     def __call__(self, now: StepReport) -> None:
         """Take the report of a step."""
-        if time.monotonic() - self._drawn > _PICTURE_SECONDS:
+        if time.monotonic() > self._due:
             self.draw()
 
     def draw(self) -> None:
         """Draw what ``metrics.jsonl`` has, if it has a step."""
+        began = time.monotonic()
         if read_metrics(self._files.metrics):
             plot_loss(self._files.metrics, self._files.loss_curve)
             write_report(self._files.folder)
-        self._drawn = time.monotonic()
+        ended = time.monotonic()
+        self._due = ended + max(_PICTURE_SECONDS, (ended - began) / _PICTURE_SHARE)
 
 
 @contextmanager
