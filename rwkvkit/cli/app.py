@@ -3,6 +3,7 @@
 import click
 
 from rwkvkit import __version__
+from rwkvkit.cli.doctor import doctor
 from rwkvkit.cli.generate import generate
 from rwkvkit.cli.init_weights import init_weights
 from rwkvkit.cli.inspect import inspect
@@ -37,5 +38,6 @@ for command in (
     recipes,
     report,
     compare,
+    doctor,
 ):
     app.add_command(command)

@@ -46,10 +46,10 @@ def choose_compile(
     Raises:
         RecipeError: the recipe demands it, and this machine has no compiler for it.
     """
-    missing = _missing(device)
-    if setting is True and missing:
+    lacking = missing(device)
+    if setting is True and lacking:
         raise RecipeError(
-            f"compile is true, but {missing}",
+            f"compile is true, but {lacking}",
             where="train.compile",
             hint="leave train.compile out, or install what is missing",
         )
@@ -57,8 +57,8 @@ def choose_compile(
         return Compilation(setting, f"compile {'on' if setting else 'off'}: the recipe says so")
     if device.type != "cuda":
         return Compilation(False, f"compile off: on {device.type} it takes longer than it saves")
-    if missing:
-        return Compilation(False, f"compile off: {missing}")
+    if lacking:
+        return Compilation(False, f"compile off: {lacking}")
     seconds = _SAVED_BYTES * model.n_layer * model.n_embd * tokens / _BYTES_PER_SECOND
     text = f"would save about {seconds:,.0f} s of the run and take about {_COST_SECONDS} s"
     if seconds <= _COST_SECONDS:
@@ -66,7 +66,7 @@ def choose_compile(
     return Compilation(True, f"compile on: it {text} (estimates)")
 
 
-def _missing(device: torch.device) -> str | None:
+def missing(device: torch.device) -> str | None:
     """Say what torch.compile lacks here; a GPU's code is made by Triton."""
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
