@@ -16,7 +16,11 @@ _BAR = 40  # characters of the histogram's longest bar
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
-    """Describe and verify PATH: a dataset (PREFIX, PREFIX.bin or .idx) or a checkpoint (.pth)."""
+    """Describe and verify PATH.
+
+    It is a dataset (PREFIX, PREFIX.bin or .idx), a checkpoint (.pth), or what fine-tuning left: the
+    folder of an adapter, a .pth file of tuned states.
+    """
     console = Console(as_json=as_json)
     if zipfile.is_zipfile(path) or not (_is_dataset(path) or path.suffix in (".bin", ".idx")):
         _checkpoint(path, console)
@@ -61,11 +65,16 @@ def _dataset(path: Path, console: Console) -> None:
 
 
 def _checkpoint(path: Path, console: Console) -> None:
-    from rwkvkit.model.describe import describe_checkpoint
+    from rwkvkit.model.adapter import holds_states
+    from rwkvkit.model.checkpoint import read_checkpoint
+    from rwkvkit.model.describe import describe_checkpoint, describe_tuned
 
-    facts: dict[str, Any] = describe_checkpoint(path)
+    tuned = path.is_dir() or holds_states(read_checkpoint(path))
+    facts: dict[str, Any] = describe_tuned(path) if tuned else describe_checkpoint(path)
     dtypes = ", ".join(f"{count} tensors in {dtype}" for dtype, count in facts["dtypes"].items())
-    console.result(f"checkpoint {path}: {facts['summary']}")
+    console.result(f"{'tuned' if tuned else 'checkpoint'} {path}: {facts['summary']}")
+    if base := facts.get("base"):
+        console.result(f"belongs to {base['path']} (SHA-256 {base['sha256'][:12]}…)")
     console.result(f"{dtypes}, {size(facts['bytes'])}")
     rows = [
         (row["name"], shape(row["shape"]), row["dtype"], row["mean"], row["std"])
@@ -75,6 +84,8 @@ def _checkpoint(path: Path, console: Console) -> None:
         console.result(line)
     for problem in facts["problems"]:
         console.result(f"problem: {problem}")
-    if not facts["problems"]:
+    if not facts["problems"] and tuned:
+        console.result("verified: every value is finite")
+    elif not facts["problems"]:
         console.result("verified: every tensor of the architecture is there, finite, and no other")
     console.finish(facts)

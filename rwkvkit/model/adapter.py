@@ -131,9 +131,14 @@ def merged(base: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     return _with_adapter(base, path) if path.is_dir() else _with_states(base, path)
 
 
+def holds_states(weights: Mapping[str, Tensor]) -> bool:
+    """Whether tensors by name are tuned states and nothing else."""
+    return all(name.endswith(".att.time_state") for name in weights)
+
+
 def _with_states(base: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     states = read_checkpoint(path)
-    if not all(name.endswith(".att.time_state") for name in states):
+    if not holds_states(states):
         raise DataError(
             "holds other tensors than tuned states",
             where=str(path),

@@ -68,6 +68,11 @@ def test_train_generate_merge(folder: Path, base: Path, run, method: str) -> Non
     assert run("generate", "merged.pth", *text).out == applied.out
     assert "verified" in run("inspect", "merged.pth").out
 
+    seen = run("inspect", result)
+    assert seen.code == 0, seen.err
+    assert {"lora": "LORA adapter of rank 4", "state": "tuned states"}[method] in seen.out
+    assert "belongs to base.pth" in seen.out
+
     refused = run("merge", "base.pth", result, "-o", "merged.pth")
     assert refused.code == 2
     assert "merged.pth: the file exists" in refused.err
