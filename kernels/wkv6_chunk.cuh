@@ -88,6 +88,18 @@ struct KeyTiles {
     float diagonal[kTokens][KEYS / 16];   // parts of A_tt
 };
 
+// What both sides of the backward kernel read.
+template <int KEYS, int VALUES>
+struct BackwardTiles {
+    KeyTiles<KEYS> keys;
+    element dy[kTokens * row_of(VALUES)];
+};
+// The shared memory of the value side alone; wkv6_key_side.cuh has that of the key side.
+template <int KEYS, int VALUES, bool KEY_SIDE>
+struct SideShared {
+    BackwardTiles<KEYS, VALUES> tiles[CHECKPOINT_CHUNKS];
+};
+
 // Log2 decays of a thread's channel pair (index h) over its four tokens, and their sums.
 struct Decays {
     float log2_w[2][4];

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkvkit.ops import rwkv6
+from rwkvkit.ops import inputs, rwkv6
 from rwkvkit.ops.cuda import wkv6_kernels as kernels
 
 
@@ -38,40 +38,43 @@ def wkv(
         state: [B, H, N, N] as [key, value] before the first token; None: the origin.
         resets: bool [B, T], True at a token before which the state becomes the origin.
         origin: the state of a document's start [H, N, N]; None: zero.
-        precise: take the recurrent kernels, fp32 throughout.
+        precise: take the recurrent kernels, fp32 throughout (on a CPU float64, if an input is).
 
     Returns:
-        y [B, T, H, N] in the type computed in, and the state after the last token, fp32
-        [B, H, N, N].
+        y [B, T, H, N] in v's type, and the state after the last token, fp32 [B, H, N, N] (on a
+        CPU float64, if an input is).
     """
-    if precise:
-        dtype = torch.float32
-    else:
+    exact = torch.float32
+    if not r.is_cuda:
+        exact = inputs.compute_dtype(r, k, v, log_w, u, state, origin)
+    dtype = exact
+    if not precise:
         dtype = torch.float16 if v.dtype == torch.float16 else torch.bfloat16
     batch = r.shape[0]
     y_added = state_added = None
     if origin is not None:
         if resets is not None:
-            y_added, state_added = _from_origin(r, log_w, origin, resets)
+            y_added, state_added = _from_origin(r, log_w, origin, resets, exact)
         if state is None:
             state = origin.expand(batch, *origin.shape)
-    decay = log_w.float() if log_w.dim() == 2 else log_w.to(dtype).expand(batch, -1, -1, -1)
-    inputs = [
+    decay = log_w.to(exact) if log_w.dim() == 2 else log_w.to(dtype).expand(batch, -1, -1, -1)
+    tensors = (
         *(x.to(dtype).contiguous() for x in (r, k, v)),
         decay.contiguous(),
-        u.float().contiguous(),
-    ]
-    first = None if state is None else state.float().contiguous()
-    leaves = (*inputs, first)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves)
+        u.to(exact).contiguous(),
+        None if state is None else state.to(exact).contiguous(),
+    )
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     starts = None if resets is None else resets.contiguous()
-    y, final, _ = _forward(*inputs, first, starts, precise, keep)
+    y, final, _ = _forward(*tensors, starts, precise, keep)
     if y_added is not None and state_added is not None:
-        y, final = y + y_added.to(y.dtype), final + state_added
-    return y, final
+        y, final = y + y_added, final + state_added
+    return y.to(v.dtype), final
 
 
-def _from_origin(r: Tensor, log_w: Tensor, origin: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
+def _from_origin(
+    r: Tensor, log_w: Tensor, origin: Tensor, resets: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """What the origin adds to the outputs of a run whose documents start from zero.
 
     The recurrence is linear in the state: the origin of a token's document reaches it through the
@@ -86,10 +89,10 @@ def _from_origin(r: Tensor, log_w: Tensor, origin: Tensor, resets: Tensor) -> tu
     begun = (start >= 0)[..., None, None]
     before = upto - rate
     at_start = before.gather(1, start.clamp_min(0)[..., None, None].expand(upto.shape))
-    since = torch.where(begun, (before - at_start).exp(), 0).float()
-    y = torch.einsum("bthi,hij->bthj", r.float() * since, origin.float())
-    whole = torch.where(begun[:, -1], (upto - at_start)[:, -1].exp(), 0).float()
-    return y, whole[..., None] * origin.float()
+    since = torch.where(begun, (before - at_start).exp(), 0).to(dtype)
+    y = torch.einsum("bthi,hij->bthj", r.to(dtype) * since, origin.to(dtype))
+    whole = torch.where(begun[:, -1], (upto - at_start)[:, -1].exp(), 0).to(dtype)
+    return y, whole[..., None] * origin.to(dtype)
 
 
 @torch.library.custom_op("rwkvkit::wkv6_forward", mutates_args=())
@@ -105,13 +108,13 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Y, the last state, and what the backward pass needs; see ``wkv6_kernels.forward``."""
-    inputs = (r, k, v, log_w, u, state, resets)
+    given = (r, k, v, log_w, u, state, resets)
     if not r.is_cuda:
-        y, final = _plain(*inputs)
+        y, final = _plain(*given)
         return y, final, _checkpoints(r, precise, keep).zero_()
     if precise:
-        return kernels.precise_forward(*inputs, keep=keep)
-    return kernels.forward(_shape(r, resets), *inputs, keep=keep)
+        return kernels.precise_forward(*given, keep=keep)
+    return kernels.forward(_shape(r, resets), *given, keep=keep)
 
 
 @_forward.register_fake
@@ -127,7 +130,7 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, heads, size = r.shape
-    final = r.new_empty(batch, heads, size, size, dtype=torch.float32)
+    final = u.new_empty(batch, heads, size, size)
     return torch.empty_like(r), final, _checkpoints(r, precise, keep)
 
 
@@ -149,12 +152,12 @@ def _backward(
     """The gradients of r, k, v, log_w, u and, if wanted, of the first state (else it is empty)."""
     if not r.is_cuda:
         return _plain_gradients(r, k, v, log_w, u, state, resets, dy, dfinal, want_state)
-    inputs = (r, k, v, log_w, u, resets, checkpoints, dy, dfinal)
+    given = (r, k, v, log_w, u, resets, checkpoints, dy, dfinal)
     if precise:
-        *gradients, dstate = kernels.precise_backward(*inputs, want_state=want_state)
+        *gradients, dstate = kernels.precise_backward(*given, want_state=want_state)
     else:
         shape = _shape(r, resets)
-        *gradients, dstate = kernels.backward(shape, *inputs, want_state=want_state)
+        *gradients, dstate = kernels.backward(shape, *given, want_state=want_state)
     dr, dk, dv, dlog_w, du = gradients
     return dr, dk, dv, dlog_w, du, u.new_empty(0) if dstate is None else dstate
 
@@ -180,8 +183,8 @@ def _(
     return (*like, u.new_empty(square))  # type: ignore[return-value]
 
 
-def _keep_inputs(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *tensors, ctx.precise, ctx.keep = inputs
+def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, ctx.precise, _ = inputs
     ctx.save_for_backward(*tensors, output[2])
     ctx.set_materialize_grads(False)
 
@@ -206,7 +209,7 @@ def _differentiate(
     return (*gradients, dstate if want_state else None, None, None, None)
 
 
-_forward.register_autograd(_differentiate, setup_context=_keep_inputs)
+_forward.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _shape(r: Tensor, resets: Tensor | None) -> kernels.Shape:
@@ -251,8 +254,8 @@ def _plain_gradients(
     batch, tokens, heads, size = r.shape
     fresh = torch.zeros_like(r[..., 0, 0], dtype=torch.bool) if resets is None else resets
     keeps = (~fresh)[..., None, None, None].unbind(1)
-    r_, k_, v_, dy_ = (x.float().unbind(1) for x in (r, k, v, dy))
-    w = log_w.float().exp().expand(r.shape).unbind(1)
+    r_, k_, v_, dy_ = (x.to(u.dtype).unbind(1) for x in (r, k, v, dy))
+    w = log_w.to(u.dtype).exp().expand(r.shape).unbind(1)
     entering = []
     s = u.new_zeros(batch, heads, size, size) if state is None else state
     for t in range(tokens):
