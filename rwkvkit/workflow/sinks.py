@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.recipe.schema import Recipe
@@ -80,9 +80,14 @@ def open_sinks(
     ) as trackers:
         sinks: list[Sink] = [log, *trackers, pictures]
         with ExitStack() as stack:
-            stack.callback(pictures.draw)
             if settings.profile:
                 profile = Profile(settings.profile, recipe.folder, report)
                 stack.callback(profile.close)
                 sinks.append(profile)
-            yield sinks
+            try:
+                yield sinks
+            except BaseException:
+                with suppress(OSError):  # the reason that the run ended comes first
+                    pictures.draw()
+                raise
+            pictures.draw()
