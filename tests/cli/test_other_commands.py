@@ -168,6 +168,7 @@ DATA = {
     "quickstart": {},
     "pretrain": {"minipile/a.jsonl": TEXT},
     "hub": {},
+    "infctx": {"long/a.jsonl": TEXT},
     "music": {"abc/a.jsonl": {"text": "X:1\nT:A tune\nK:D\n|:DFA dfa|afd AFD:|\n"}},
     "sft-simple": {"my-data/a.jsonl": TEXT},
     "sft": {"chat/a.jsonl": TEXT, "slimpajama/a.jsonl.zst": TEXT},
