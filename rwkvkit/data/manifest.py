@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 import rwkvkit
 from rwkvkit import files
+from rwkvkit.compare import differences
 from rwkvkit.config import Config
 from rwkvkit.data.chunks import hash_file
 from rwkvkit.data.sources import InputFile
@@ -180,8 +181,8 @@ def recipe_change(
     for was, now in zip(old.prepare, prepare, strict=True):
         if was.version != now.version:
             return f"{now.stage} is version {now.version}, was {was.version}"
-        if change := _difference(was.settings, now.settings, ""):
-            return change
+        if changes := differences(was.settings, now.settings):
+            return changes[0]
     if old.seed != seed:
         return f"seed {_word(old.seed)} -> {_word(seed)}"
     if old.ctx_len != ctx_len:
@@ -215,24 +216,6 @@ def _unchanged(file: InputFile, record: FileRecord, built_ns: int) -> bool:
         return file.unchanged_since(built_ns) or hash_file(file) == record.sha256
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=file.name) from error
-
-
-def _difference(was: Any, now: Any, name: str) -> str | None:
-    """Name the first place where two settings differ, with both values."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        pairs = [(f"{name}.{key}" if name else key, key) for key in {**was, **now}]
-        changes = (_difference(was.get(key), now.get(key), label) for label, key in pairs)
-        return next(filter(None, changes), None)
-    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        changes = (
-            _difference(a, b, f"{name}[{i}]") for i, (a, b) in enumerate(zip(was, now, strict=True))
-        )
-        return next(filter(None, changes), None)
-    if was == now:
-        return None
-    if isinstance(was, list) or isinstance(now, list):
-        return f"{name} changed"
-    return f"{name} {_word(was)} -> {_word(now)}"
 
 
 def _word(value: Any) -> str:

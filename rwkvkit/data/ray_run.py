@@ -42,12 +42,18 @@ def run_ray(address: str | None = None) -> Run:
         remote = ray.remote(max_retries=-1)(_do)
         folder = os.getcwd()  # noqa: PTH109
         waiting = []
-        for task in tasks:
-            waiting.append(remote.remote(shared, task, folder))
-            if len(waiting) >= _AHEAD:
-                yield _taken(ray.get(waiting.pop(0)), tell)
-        while waiting:
-            yield _taken(ray.get(waiting.pop(0)), tell)
+        try:
+            for task in tasks:
+                waiting.append(remote.remote(shared, task, folder))
+                if len(waiting) >= _AHEAD:
+                    yield _taken(ray.get(waiting[0]), tell)
+                    waiting.pop(0)
+            while waiting:
+                yield _taken(ray.get(waiting[0]), tell)
+                waiting.pop(0)
+        finally:
+            for task_ref in waiting:  # a failure or an interrupt: the cluster is for others now
+                ray.cancel(task_ref)
 
     return run
 

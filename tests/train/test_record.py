@@ -23,7 +23,7 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         check_record(tmp_path, other)
     assert caught.value.what == (
-        "this folder holds another run (recipe.ctx_len None -> 4, recipe.seed 1 -> None, "
-        "recipe.train.lr_init 0.0001 -> 0.0002)"
+        "this folder holds another run (recipe.seed 1 -> none, recipe.train.lr_init 0.0001 -> "
+        "0.0002, recipe.ctx_len none -> 4)"
     )
     assert "another name" in str(caught.value.hint)
