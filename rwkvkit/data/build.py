@@ -217,6 +217,7 @@ class Build:
             "rwkvkit": rwkvkit.__version__,
             "prepare": [record.model_dump(mode="json") for record in self._chain.records()],
             "hashed": self._chain.rules.need_hashes,
+            "seed": self._chain.rules.seed if self._chain.sampled else None,
             "tasks": [(task.first_file, task.start, task.stop) for task in tasks],
             "inputs": [
                 (file.name, file.source, *when) for file, when in zip(inputs, touched, strict=True)

@@ -33,6 +33,7 @@ class Chain:
         encode: which tokenizer.
         repeat: passes and shuffling; one unshuffled pass unless the recipe has the stage.
         rules: which documents go where.
+        sampled: whether only a fraction of a source is taken.
         plan: the stage that plans, if there is one.
         seed: what the output depends on; None if nothing is drawn.
         ctx_len: tokens in a training sample; None if nothing is planned.
@@ -50,7 +51,6 @@ class Chain:
         check_chain(stages)
         self._stages = tuple(stages)
         self.read = self._the(Read)
-        self.work = ChunkWork(stages)
         self.encode = self._the(Encode)
         self.repeat = self._find(RepeatShuffle) or RepeatShuffle(shuffle=False)
         self.plan = self._find(Plan)
@@ -59,11 +59,12 @@ class Chain:
         own = self.repeat.seed
         self.rules = Rules(
             seed=seed if own is None else own,
-            fractions=[source.fraction for source in self.read.sources],
             dedup=self._find(Dedup) is not None,
             validation=split.validation if split else 0.0,
         )
-        drawn = self.repeat.shuffle or split or min(self.rules.fractions) < 1
+        self.work = ChunkWork(stages, self.rules.seed)
+        self.sampled = any(source.fraction < 1 for source in self.read.sources)
+        drawn = self.repeat.shuffle or split or self.sampled
         self.seed = self.rules.seed if drawn else None
         # The prefix may carry .bin or .idx, as everywhere.
         self.prefix: Path = bin_path(self._the(WriteBinidx).prefix).with_suffix("")

@@ -11,6 +11,7 @@ from rwkvkit.data.chunks import Chunk
 from rwkvkit.data.documents import Documents, Reject, read_chunk
 from rwkvkit.data.filters import Filter
 from rwkvkit.data.forms import SEAM
+from rwkvkit.data.order import in_fraction
 from rwkvkit.data.readers import read_whole_file_chunk
 from rwkvkit.data.round_trip import check_round_trip
 from rwkvkit.data.stages import Encode, Read, Stage
@@ -35,6 +36,7 @@ class EncodedChunk:
             masked.
         hashes: of each document's content, uint64 [documents, 2], or None.
         filtered: documents that stages left out.
+        left_out: documents outside the fraction of their source, which stages never see.
     """
 
     files: NDArray[np.uint32]
@@ -46,6 +48,7 @@ class EncodedChunk:
     mask: NDArray[np.uint8] | None = None
     hashes: NDArray[np.uint64] | None = None
     filtered: int = 0
+    left_out: int = 0
 
 
 class ChunkWork:
@@ -54,14 +57,20 @@ class ChunkWork:
     Attributes:
         skip_bad: whether bad lines are left out instead of ending the build.
         masked: whether the encoded chunks have a mask.
+
+    Args:
+        stages: the chain.
+        seed: decides which documents are in the fraction of their source.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage], seed: int) -> None:
         [read] = [stage for stage in stages if isinstance(stage, Read)]
         [self._encode] = [stage for stage in stages if isinstance(stage, Encode)]
         self._text_stages = [stage for stage in stages if isinstance(stage, TextStage)]
         self.skip_bad = read.on_error == "skip"
         self.masked = read.masked
+        self._fractions = [source.fraction for source in read.sources]
+        self._seed = seed
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -84,6 +93,10 @@ class ChunkWork:
         """
         read = read_whole_file_chunk if chunk.files[0].reads_whole else read_chunk
         documents = read(chunk, skip_bad=self.skip_bad)
+        n_read = len(documents.texts)
+        if self._fractions[chunk.files[0].source] < 1:
+            documents = documents.only(self._taken(documents, chunk))
+        n_left_out = n_read - len(documents.texts)
         n_filtered = 0
         for stage in self._text_stages:
             documents, dropped = run_stage(stage, documents, chunk.files[0].name)
@@ -114,7 +127,16 @@ class ChunkWork:
             n_lines=documents.n_lines,
             mask=mask[in_kept] if self.masked and mask is not None else None,
             filtered=n_filtered + int((~kept).sum()),
+            left_out=n_left_out,
         )
+
+    def _taken(self, documents: Documents, chunk: Chunk) -> NDArray[np.bool_]:
+        """Return which documents are in the fraction of their source, bool [documents]."""
+        source = chunk.files[0].source
+        numbers = np.array([file.number for file in chunk.files], np.int64)
+        files = numbers[np.asarray(documents.files, np.int64) - chunk.first_file]
+        offsets = np.asarray(documents.offsets, np.int64)
+        return in_fraction(self._seed, self._fractions[source], source, files, offsets)
 
     def _kept(self, sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which documents no filter leaves out for their size in tokens."""

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,17 @@ class Documents:
     rejects: list[Reject] = field(default_factory=list)
     n_lines: int = 0
     marks: list[bytes] | None = None
+
+    def only(self, which: NDArray[np.bool_]) -> "Documents":
+        """Return some of the documents, with all that is not about one of them."""
+        numbers = np.flatnonzero(which)
+        return replace(
+            self,
+            texts=[self.texts[i] for i in numbers],
+            files=np.asarray(self.files, np.int64)[numbers],
+            offsets=np.asarray(self.offsets, np.int64)[numbers],
+            marks=None if self.marks is None else [self.marks[i] for i in numbers],
+        )
 
     def add(self, text: Text) -> None:
         """Append a document."""

@@ -59,7 +59,8 @@ def finish(
     corpus = Corpus(tasks, parts, inputs)
     rejected = sum(part.record.rejected for part in parts)
     filtered = sum(part.record.filtered for part in parts)
-    if not corpus.n_documents:
+    left_out = sum(part.record.left_out for part in parts)
+    if not corpus.n_documents and not left_out:
         raise _empty(chain, rejected, filtered)
     selection = Selection(corpus, chain.rules, folder, memory // 2)
     order = _order(chain)
@@ -95,12 +96,12 @@ def finish(
         seed=chain.seed,
         ctx_len=chain.ctx_len,
         inputs=read,
-        documents_in=corpus.n_documents,
+        documents_in=corpus.n_documents + left_out,
         documents=written.n_documents,
         tokens=written.n_tokens,
         rejected=rejected,
         filtered=filtered,
-        left_out=selection.left_out,
+        left_out=left_out,
         duplicates=selection.duplicates,
         validation=Counts(documents=validation.n_documents, tokens=validation.n_tokens)
         if validation

@@ -43,6 +43,25 @@ def make_keys(seed: int, words: Sequence[int | NDArray[np.integer]], count: int)
     return keys
 
 
+def in_fraction(
+    seed: int,
+    share: float,
+    source: int,
+    files: NDArray[np.integer],
+    offsets: NDArray[np.integer],
+) -> NDArray[np.bool_]:
+    """Return which documents of a source are in the ``share`` of it that is taken.
+
+    Args:
+        seed: of the recipe.
+        share: between 0 and 1.
+        source: its index in the recipe.
+        files: index of each document's file in the source, [documents].
+        offsets: byte offset of each document's line in its file, [documents].
+    """
+    return below(make_keys(seed, (FRACTION, source, files, offsets), len(offsets)), share)
+
+
 def threshold(share: float) -> int:
     """Return the number of keys below which ``share`` of all keys lie."""
     return round(share * 2**64)

@@ -48,6 +48,8 @@ class PartRecord(Config):
     """Lines the task read."""
     filtered: int
     """Documents that filters dropped."""
+    left_out: int
+    """Documents outside the fraction of their source."""
     rejected: int
     """Lines that gave no document."""
     hashed: bool
@@ -154,7 +156,8 @@ class PartWriter:
         self._sinks: dict[str, _Sink] = {}
         self._columns: list[list[NDArray[Any]]] = [[], [], [], []]
         self._dtype = np.dtype(np.uint16)
-        self.documents = self.tokens = self.lines = self.filtered = self.rejected = 0
+        self.documents = self.tokens = self.lines = 0
+        self.filtered = self.left_out = self.rejected = 0
 
     def __enter__(self) -> "PartWriter":
         return self
@@ -180,6 +183,7 @@ class PartWriter:
         self.tokens += len(encoded.tokens)
         self.lines += encoded.n_lines
         self.filtered += encoded.filtered
+        self.left_out += encoded.left_out
         self.rejected += len(encoded.rejects)
 
     def finish(self, inputs: dict[int, str]) -> Part:
@@ -198,6 +202,7 @@ class PartWriter:
             tokens=self.tokens,
             lines=self.lines,
             filtered=self.filtered,
+            left_out=self.left_out,
             rejected=self.rejected,
             hashed=self._hashed,
             inputs={str(i): digest for i, digest in inputs.items()},

@@ -1,7 +1,7 @@
-"""Which documents stand in the corpus: fractions of sources, duplicates, the validation split."""
+"""Which documents stand where: duplicates in no output, the validation split in its own."""
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rwkvkit.data.buckets import KEY, Buckets, bucket_count
 from rwkvkit.data.corpus import DROPPED, TRAIN, VALIDATION, Corpus, Documents
-from rwkvkit.data.order import FRACTION, SPLIT, below, make_keys
+from rwkvkit.data.order import SPLIT, below, make_keys
 
 _HASHED = np.dtype([(KEY, "<u8"), ("rest", "<u8"), ("document", "<i8")])
 _HASHED_BYTES = 3 * _HASHED.itemsize  # of memory for a record while its bucket is sorted
@@ -23,20 +23,18 @@ class Rules:
 
     Attributes:
         seed: of the keys.
-        fractions: share of each source that is kept.
         dedup: keep only the first of documents with the same content.
         validation: share that goes to the validation set; 0 for none.
     """
 
     seed: int
-    fractions: Sequence[float]
     dedup: bool
     validation: float
 
     @property
     def keep_all(self) -> bool:
         """Whether every document is for training."""
-        return not self.dedup and not self.validation and min(self.fractions) == 1
+        return not self.dedup and not self.validation
 
     @property
     def need_hashes(self) -> bool:
@@ -48,7 +46,6 @@ class Selection:
     """What became of every document: dropped, for training or for validation.
 
     Attributes:
-        left_out: documents outside the fraction of their source.
         duplicates: documents whose content stood before.
     """
 
@@ -56,15 +53,13 @@ class Selection:
         """Decide about every document, within ``memory`` bytes and with files in ``folder``."""
         self._corpus = corpus
         self._path: Path | None = None
-        self.left_out = self.duplicates = 0
+        self.duplicates = 0
         if rules.keep_all or not corpus.n_documents:
             return
         self._path = folder / "selection"
         with self._path.open("wb") as file:
             for documents in corpus.documents():
-                fates = self._fates(documents, rules)
-                self.left_out += int((fates == DROPPED).sum())
-                fates.tofile(file)
+                _fates(documents, rules).tofile(file)
         if rules.dedup:
             self._drop_duplicates(folder / "hashes", memory)
 
@@ -76,21 +71,6 @@ class Selection:
             elif fate == TRAIN:
                 yield documents
 
-    def _fates(self, documents: Documents, rules: Rules) -> NDArray[np.uint8]:
-        count = len(documents.sizes)
-        fates = np.full(count, TRAIN, np.uint8)
-        if rules.validation:
-            assert documents.hashes is not None
-            words = (SPLIT, documents.hashes[:, 0], documents.hashes[:, 1])
-            keys = make_keys(rules.seed, words, count)
-            fates[below(keys, rules.validation)] = VALIDATION
-        fraction = rules.fractions[documents.source]
-        if fraction < 1:
-            named = (FRACTION, documents.source, documents.files, documents.offsets)
-            keys = make_keys(rules.seed, named, count)
-            fates[~below(keys, fraction)] = DROPPED
-        return fates
-
     def _drop_duplicates(self, folder: Path, memory: int) -> None:
         count = bucket_count(_HASHED_BYTES * self._corpus.n_documents, memory)
         buckets = Buckets(folder, count, _HASHED)
@@ -99,7 +79,7 @@ class Selection:
             records = np.empty(len(documents.sizes), _HASHED)
             records[KEY], records["rest"] = documents.hashes.T
             records["document"] = documents.first + np.arange(len(records))
-            buckets.add(records[self._stored(documents) != DROPPED])
+            buckets.add(records)
         for number in range(count):
             records = buckets.take(number)
             order = np.lexsort((records["rest"], records[KEY]))  # stable: the first stays first
@@ -127,6 +107,17 @@ class Selection:
     def _stored(self, documents: Documents) -> NDArray[np.uint8]:
         assert self._path is not None
         return np.fromfile(self._path, np.uint8, len(documents.sizes), offset=documents.first)
+
+
+def _fates(documents: Documents, rules: Rules) -> NDArray[np.uint8]:
+    count = len(documents.sizes)
+    fates = np.full(count, TRAIN, np.uint8)
+    if rules.validation:
+        assert documents.hashes is not None
+        words = (SPLIT, documents.hashes[:, 0], documents.hashes[:, 1])
+        keys = make_keys(rules.seed, words, count)
+        fates[below(keys, rules.validation)] = VALIDATION
+    return fates
 
 
 def _chosen(documents: Documents, which: NDArray[Any]) -> Documents:

@@ -55,7 +55,7 @@ def test_wrong_rules(rules):
 
 def encoded(read, *stages):
     chain = [Read.model_validate(Read.expand(read)), *stages, Encode()]
-    work = ChunkWork(chain)
+    work = ChunkWork(chain, 0)
     [chunk] = chunks(find_files(chain[0].sources))
     return work(chunk)
 

@@ -5,13 +5,18 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+from chunk_cases import chunks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvkit import WorldTokenizer, open_binidx
 from rwkvkit.data.buckets import bucket_count
 from rwkvkit.data.build import Build
+from rwkvkit.data.chunk_work import ChunkWork
+from rwkvkit.data.order import in_fraction
+from rwkvkit.data.sources import Source
 from rwkvkit.data.stages import (
     Dedup,
     Encode,
@@ -137,6 +142,19 @@ def test_a_fraction_is_chosen_by_the_seed_and_nothing_else(jsonl, tmp_path):
     assert chosen(0.25) < half < chosen(0.75)
     assert chosen(0.5, seed=2) != half
     assert len(chosen(1.0)) == 2000
+
+
+def test_what_is_outside_the_fraction_is_never_encoded(jsonl, tmp_path):
+    texts = [f"{i}" for i in range(400)]
+    read = Read.model_validate(Read.expand({"path": jsonl("a.jsonl", texts), "fraction": 0.25}))
+    [chunk] = chunks(read.files())
+    made = ChunkWork([read, Encode()], 42)(chunk)
+    assert 50 < len(made.sizes) < 150
+    assert len(made.sizes) + made.left_out == 400
+    every = ChunkWork([read.model_copy(update={"sources": (Source(path="x"),)}), Encode()], 42)
+    offsets = every(chunk).offsets
+    kept = in_fraction(42, 0.25, 0, np.zeros(400, np.int64), offsets)
+    assert made.offsets.tolist() == offsets[kept].tolist()
 
 
 def test_dedup_keeps_the_first(jsonl, tmp_path):
