@@ -4,6 +4,7 @@ import click
 
 from rwkvkit import __version__
 from rwkvkit.cli.doctor import doctor
+from rwkvkit.cli.evaluate import evaluate
 from rwkvkit.cli.generate import generate
 from rwkvkit.cli.init_weights import init_weights
 from rwkvkit.cli.inspect import inspect
@@ -32,6 +33,7 @@ for command in (
     init_weights,
     train,
     generate,
+    evaluate,
     merge,
     inspect,
     verify,

@@ -104,7 +104,8 @@ def _train(
             samples = run.samples(data)
             plan = run.plan(samples, group.local_rank)
             console.note(f"model {summary(run.model_config)}")
-            for line in (*((place.describe(),) if place else ()), *plan.lines):
+            about = run.evaluations.line(run.evaluations.samples(data), plan)
+            for line in (*((place.describe(),) if place else ()), *plan.lines, about):
                 console.note(f"train: {line}")
             status = run.status(data, plan)
             console.note(f"train: {'up to date: ' if status.up_to_date else ''}{status.reason}")
@@ -139,6 +140,10 @@ def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
     final, adapter = run.files.final, ""
     if run.needs_base:
         final, adapter = run.weights.path, f" --adapter {run.files.final}"
+    if "end_early" in end:
+        console.result(f"ended early: {end['end_early']}")
+    if run.files.best.exists():
+        console.result(f"weights with the smallest val_loss {run.files.best}")
     if recipe.sample:
         facts["sample"] = _sample(recipe.sample, run, console)
     console.result(f'next: rwkvkit generate {final}{adapter} --prompt "…"')
@@ -190,7 +195,8 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
     plan = None
     if data is not None:
         plan = run.plan(run.samples(data))
-        plan_lines = plan.lines
+        about = run.evaluations.line(run.evaluations.samples(data), plan)
+        plan_lines = (*plan.lines, about)
         if run.weights.path.exists():
             steps.append(("train", run.status(data, plan)))
     else:

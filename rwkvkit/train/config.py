@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rwkvkit.config import Config, Count
+from rwkvkit.train.evaluation import EvaluateConfig
 from rwkvkit.train.guard import GuardConfig
 from rwkvkit.train.sampling import SamplingConfig
 from rwkvkit.train.tuning import TuningConfig
@@ -68,6 +69,8 @@ class TrainConfig(Config):
     """What of the model is trained; all of it unless given."""
     sampling: SamplingConfig = SamplingConfig()
     """Which tokens make a sample, and in which order."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """What is measured on held-out data on the way, and which texts are sampled."""
 
     @model_validator(mode="after")
     def _one_end(self) -> "TrainConfig":

@@ -36,7 +36,13 @@ class StepResult:
 
 
 class Engine(Protocol):
-    """Runs optimizer steps and keeps their state; the loop knows nothing else of the hardware."""
+    """Runs optimizer steps and keeps their state; the loop knows nothing else of the hardware.
+
+    Attributes:
+        model: computes with the present weights; every process calls it at once.
+    """
+
+    model: nn.Module
 
     def step(self, batch: Batch, *, lr: float, weight_decay: float) -> StepResult:
         """Take one optimizer step.

@@ -51,6 +51,16 @@ class RunFiles:
         return self.folder / "loss.png"
 
     @property
+    def best(self) -> Path:
+        """The weights with the smallest loss on held-out data."""
+        return self.folder / f"best{Path(self.result).suffix}"
+
+    @property
+    def samples(self) -> Path:
+        """One JSON line a text that the model wrote on the way."""
+        return self.folder / "samples.jsonl"
+
+    @property
     def started(self) -> bool:
         """Whether the run has anything that another run must not replace."""
         return self.final.exists() or any(self.checkpoints.glob("step-*"))

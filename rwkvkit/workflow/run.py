@@ -30,12 +30,13 @@ from rwkvkit.train.estimate import Setup
 from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
-from rwkvkit.train.observe import Sink
+from rwkvkit.train.observe import END_EARLY, Sink
 from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan, plan_training
 from rwkvkit.train.record import check_record, read_record, write_record
 from rwkvkit.train.tokens import check_tokens
 from rwkvkit.train.trackers import choose_trackers
+from rwkvkit.workflow.evaluation import Evaluations
 from rwkvkit.workflow.forecast import Forecast, change_to_fit, forecast, setup_of
 from rwkvkit.workflow.sinks import open_sinks
 from rwkvkit.workflow.weights import InitialWeights
@@ -87,6 +88,7 @@ class Run:
                 hint="say `model: {weights: FILE.pth}`",
             )
         check_tuning(run.settings.tuning, run.model_config)
+        run.evaluations.check(head_qk=bool(run.model_config.head_qk))
         if recipe.sample and run.model_config.head_qk:
             raise RecipeError(
                 "a model with HeadQK cannot generate text token by token",
@@ -127,6 +129,11 @@ class Run:
     def needs_base(self) -> bool:
         """Whether the result is of use only together with the weights that the run starts from."""
         return self.settings.tuning.method != "full"
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """What is measured on the way."""
+        return Evaluations(self.recipe, self.model_config.vocab_size)
 
     def build(self) -> Build | None:
         """Return the build of the dataset, or None if the recipe names one that exists.
@@ -214,14 +221,19 @@ class Run:
         if not self.files.started:
             return Status(False, f"{folder} holds no checkpoint yet")
         check_record(folder, self._record(data, plan))
-        steps = read_record(folder).get("finished", {}).get("step")
-        if self.files.final.exists() and steps == plan.schedule.steps:
-            return Status(True, f"all {steps:,} steps are done: {self.files.final}")
+        end = read_record(folder).get("finished", {})
+        if self.files.final.exists() and END_EARLY in end:
+            return Status(True, f"the run ended early: {end[END_EARLY]}")
+        if self.files.final.exists() and end.get("step") == plan.schedule.steps:
+            return Status(True, f"all {end['step']:,} steps are done: {self.files.final}")
         return Status(False, f"{plan.schedule.steps:,} steps are not done yet")
 
-    def finished(self) -> dict[str, float]:
-        """Return ``step``, ``tokens`` and ``loss`` at the end of a complete run."""
-        end: dict[str, float] = read_record(self.recipe.folder)["finished"]
+    def finished(self) -> dict[str, Any]:
+        """Return ``step``, ``tokens`` and ``loss`` at the end of a complete run.
+
+        ``end_early`` says why, where it ended before its last step.
+        """
+        end: dict[str, Any] = read_record(self.recipe.folder)["finished"]
         return end
 
     def train(
@@ -268,6 +280,9 @@ class Run:
                 self.files,
                 report=report,
                 sinks=[*own, *sinks],
+                probes=self.evaluations.probes(
+                    self.evaluations.samples(data), plan, self.files, group, report
+                ),
                 utilisation=self._utilisation(plan),
                 group=group,
             )
@@ -276,6 +291,7 @@ class Run:
             rows = read_metrics(self.files.metrics)
             loss = next(row["loss"] for row in reversed(rows) if row["loss"] is not None)
             end = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "loss": loss}
+            end |= {key: rows[-1][key] for key in (END_EARLY,) if key in rows[-1]}
             write_record(folder, record | {"finished": end})
 
     @contextmanager
@@ -343,6 +359,7 @@ class Run:
     def _recipe_record(self) -> dict[str, Any]:
         free = {"device", "wkv", "grad_cp", "compile", "save_every", "keep", "precision"}
         free |= {"trackers", "tracker_project", "profile"}
+        free |= {"trackers", "tracker_project", "evaluate"}
         batch = {"micro_bsz", "accumulate_grad_batches"}
         return {
             "seed": self.recipe.seed,
