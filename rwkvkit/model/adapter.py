@@ -219,8 +219,8 @@ def check_base(base: Path, path: Path) -> None:
     record = record_path(path)
     if not record.exists():
         return
-    known = files.read_json(record).get("base", {})
-    if known.get("sha256") not in (None, files.sha256(base)):
+    known = files.read_json(record).get("base")
+    if isinstance(known, dict) and known.get("sha256") not in (None, files.sha256(base)):
         raise DataError(
             f"was trained on another base, {known.get('path')}",
             where=str(path),

@@ -97,6 +97,8 @@ def test_the_record_of_the_base(tmp_path: Path) -> None:
     record = tmp_path / "lora/base.json"
     record.write_text(json.dumps({"base": {"path": "base.pth", "sha256": sha256(path)}}))
     adapter.check_base(path, tmp_path / "lora")
+    record.write_text('{"base": "another program\'s"}')
+    adapter.check_base(path, tmp_path / "lora")
     record.unlink()  # made elsewhere
     adapter.check_base(path, tmp_path / "lora")
 

@@ -195,6 +195,17 @@ def apply_tuning_again(model: Any, engine: TorchEngine) -> TorchEngine:
     return TorchEngine(model, settings, portion=portion)
 
 
+@pytest.mark.parametrize("method", ["lora", "state"])
+@pytest.mark.parametrize("grad_cp", [True, "selective"])
+def test_activations_computed_again_change_nothing(method: str, grad_cp: Any) -> None:
+    """Nothing before the first block trains: a checkpoint must not lose the gradients for that."""
+    plain, again = engine_of("x070", tuning(method)), engine_of("x070", tuning(method))
+    again.model.grad_cp = grad_cp
+    assert train(again, 0, 1) == train(plain, 0, 1)
+    ours, theirs = plain.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 def test_parameters_of_the_base_train_beside_an_adapter(tmp_path: Path) -> None:
     engine = engine_of("x070", tuning("lora", targets=["ffn.key"], train=["ln_out", "att.w0"]))
     before = base_values(engine)
