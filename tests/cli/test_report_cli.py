@@ -9,6 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from rwkvkit.cli.console import Console
+from rwkvkit.cli.train import _shower
+from rwkvkit.train.observe import StepReport
 from rwkvkit.workflow.charts import _thin
 
 
@@ -122,3 +125,28 @@ def test_long_curves_keep_their_peaks() -> None:
     assert (max(y), min(y)) == (99.0, 0.0)
     short = [(1.0, 2.0), (2.0, 1.0)]
     assert _thin(short) == ([1.0, 2.0], [2.0, 1.0])
+
+
+def test_the_line_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {"step": 9, "steps": 9, "tokens": 4608, "loss": 3.25, "loss_smooth": 3.5, "lr": 6e-4}
+    facts |= {"weight_decay": 0.0, "grad_norm": 0.75, "tokens_per_s": 75_000.0, "eta_s": 61.0}
+    facts |= {"peak_memory_gb": 7.04, "data_wait_s": 0.002}
+    _shower(Console(as_json=False))(StepReport(**facts, mfu=0.371, skipped=2))
+    assert capsys.readouterr().err.split("  ") == [
+        "step 9/9",
+        "loss 3.2500",
+        "mean 3.5000",
+        "lr 6.00e-04",
+        "grad 0.75",
+        "75,000 tok/s",
+        "MFU 37.1%",
+        "7.0 GB",
+        "wait 2 ms",
+        "2 skipped",
+        "4,608 tokens",
+        "ETA 1:01\n",
+    ]
+    _shower(Console(as_json=False))(StepReport(**facts))
+    line = capsys.readouterr().err
+    assert "MFU" not in line  # unknown
+    assert "skipped" not in line

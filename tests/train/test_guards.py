@@ -20,7 +20,7 @@ from rwkvkit.train.device import card_of
 from rwkvkit.train.engine import StepResult, TorchEngine
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
-from rwkvkit.train.observe import MACHINE
+from rwkvkit.train.observe import MACHINE, StepReport
 from rwkvkit.train.plan import plan_training
 from rwkvkit.train.prefetch import Prefetch
 from rwkvkit.train.smoothing import SmoothedLoss
@@ -76,6 +76,8 @@ def run(
     *,
     stop_after: int | None = None,
     report: Callable[[str], None] = lambda line: None,
+    sink: Callable[[StepReport], None] = lambda now: None,
+    utilisation: float | None = None,
     **settings: object,
 ) -> TorchEngine:
     """Train 40 steps, or raise InterruptedRun after some."""
@@ -97,7 +99,15 @@ def run(
         if now.step == stop_after:
             raise InterruptedRun("killed")
 
-    train(engine, samples, plan, RunFiles(folder), report=report, sinks=[interrupt])
+    train(
+        engine,
+        samples,
+        plan,
+        RunFiles(folder),
+        report=report,
+        sinks=[sink, interrupt],
+        utilisation=utilisation,
+    )
     return engine
 
 
@@ -258,3 +268,15 @@ def test_flops_are_two_for_each_product(arch: str) -> None:
 def test_the_peak_of_a_device(name: str, peak: float | None) -> None:
     card = card_of(name)
     assert (card and card.tflops * 1e12) == peak
+
+
+def test_what_the_machine_does_is_told(tmp_path: Path) -> None:
+    told: list[StepReport] = []
+    run(tmp_path, Samples(), sink=told.append, total_steps=3, utilisation=1e-6)
+    for now in told:
+        assert now.mfu == pytest.approx(1e-6 * now.tokens_per_s)
+        assert 0 < now.peak_memory_gb < 1000
+        assert now.data_wait_s < 60
+    assert told[-1].eta_s == 0
+    assert told[0].eta_s == pytest.approx(2 * BATCH * CTX / told[0].tokens_per_s)
+    assert set(read_metrics(tmp_path / "metrics.jsonl")[0]) >= MACHINE
