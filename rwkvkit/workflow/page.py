@@ -23,8 +23,10 @@ h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.1rem; margin: 0 0 .75rem;
 .quiet { color: #6b7280; margin: .2rem 0 1.5rem; }
 section { background: #fff; border: 1px solid #e5e7eb; border-radius: .6rem; padding: 1.1rem 1.3rem;
   margin-bottom: 1rem; overflow-x: auto; }
-.tiles { display: flex; flex-wrap: wrap; gap: .7rem; padding: 0; background: none; border: 0; overflow: visible; }
-.tile { flex: 1 1 7.5rem; background: #fff; border: 1px solid #e5e7eb; border-radius: .6rem; padding: .6rem .8rem; }
+.tiles { display: flex; flex-wrap: wrap; gap: .7rem; padding: 0; background: none; border: 0;
+  overflow: visible; }
+.tile { flex: 1 1 7.5rem; background: #fff; border: 1px solid #e5e7eb; border-radius: .6rem;
+  padding: .6rem .8rem; }
 .tile b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
 .tile span { color: #6b7280; font-size: .82rem; }
 svg { width: 100%; height: auto; display: block; }
