@@ -12,7 +12,7 @@ from rwkvkit.data.documents import Documents, Reject, read_chunk
 from rwkvkit.data.filters import Filter
 from rwkvkit.data.forms import SEAM
 from rwkvkit.data.order import in_fraction
-from rwkvkit.data.readers import read_whole_file_chunk
+from rwkvkit.data.readers import read_file_chunk
 from rwkvkit.data.round_trip import check_round_trip
 from rwkvkit.data.stages import Encode, Read, Stage
 from rwkvkit.data.text_stages import TextStage, run_stage
@@ -91,7 +91,7 @@ class ChunkWork:
         Raises:
             DataError: a file cannot be read, or a document is too long for the index.
         """
-        read = read_whole_file_chunk if chunk.files[0].reads_whole else read_chunk
+        read = read_file_chunk if chunk.files[0].has_own_reader else read_chunk
         documents = read(chunk, skip_bad=self.skip_bad)
         n_read = len(documents.texts)
         if self._fractions[chunk.files[0].source] < 1:

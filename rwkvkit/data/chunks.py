@@ -58,11 +58,11 @@ def task_chunks(
     """
     hashed = {} if hashed is None else hashed
     file = task.files[0]
-    if file.reads_whole:
-        from rwkvkit.data.readers import whole_file_chunks
+    if file.has_own_reader:
+        from rwkvkit.data.readers import file_chunks
 
-        number = task.first_file
-        return _ahead(lambda: whole_file_chunks(number, file, chunk_bytes, hashed), depth=2)
+        number, span = task.first_file, None if task.whole else (task.start, task.stop)
+        return _ahead(lambda: file_chunks(number, file, chunk_bytes, hashed, span), depth=2)
     if file.format == "text":
         return _text_chunks(task, chunk_bytes, hashed)
     if file.compression:
@@ -100,10 +100,10 @@ def hash_file(file: InputFile, tell: Callable[[], object] = bool) -> str:
         DataError: it cannot be read.
     """
     if file.dataset is not None:
-        from rwkvkit.data.readers import whole_file_chunks
+        from rwkvkit.data.readers import file_chunks
 
         hashed: dict[int, str] = {}
-        for _ in whole_file_chunks(0, file, CHUNK_BYTES, hashed):
+        for _ in file_chunks(0, file, CHUNK_BYTES, hashed):
             pass
         return hashed[0]
     digest = hashlib.sha256()

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from rwkvkit.data.chunk_work import ChunkWork
-from rwkvkit.data.chunks import count_lines, hash_file, line_range, opened, task_chunks
+from rwkvkit.data.chunks import Chunk, count_lines, hash_file, line_range, opened, task_chunks
 from rwkvkit.data.documents import Reject
 from rwkvkit.data.parts import Part, PartWriter, find_part, read_record
 from rwkvkit.data.pool import ordered_map
@@ -56,6 +56,7 @@ class TaskWork:
 
     def _make(self, task: Task, tell: Callable[["Step"], None]) -> Part:
         hashes: dict[int, str] = {}
+        told = 0
         with PartWriter(self.folder, task.number, hashed=self.hashed) as writer:
             if task.hashes_only:
                 nothing = Step(0, 0, 0, 0)  # but where this worker is to stop, it learns of it
@@ -64,17 +65,22 @@ class TaskWork:
                 for chunk in task_chunks(task, self.chunk_bytes, hashes):
                     encoded = self.chunk_work(chunk)
                     if encoded.rejects and not self.chunk_work.skip_bad:
-                        raise self._bad_line(encoded.rejects[0], task, writer.lines)
+                        raise self._bad_line(encoded.rejects[0], task, writer.lines, chunk)
                     with writing(self.folder):
                         writer.add(encoded)
                     rejected = len(encoded.rejects)
                     tell(Step(chunk.input_bytes, len(encoded.sizes), len(encoded.tokens), rejected))
+                    told += chunk.input_bytes
+                if told < task.input_bytes:  # a range in which nothing starts
+                    tell(Step(task.input_bytes - told, 0, 0, 0))
             with writing(self.folder):
                 return writer.finish(hashes)
 
-    def _bad_line(self, reject: Reject, task: Task, lines: int) -> DataError:
+    def _bad_line(self, reject: Reject, task: Task, lines: int, chunk: Chunk) -> DataError:
         before = 0
-        if task.start:
+        if task.files[0].is_table:
+            before = chunk.start - lines  # rows have numbers
+        elif task.start:
             known, counted = self._known_lines(task)
             with opened(task.files[0]) as raw:
                 start, _ = line_range(raw, task)

@@ -185,9 +185,19 @@ class InputFile:
     dataset: DatasetName | None = None
 
     @property
-    def reads_whole(self) -> bool:
-        """Whether one reader must go through it from its beginning (``data/readers``)."""
-        return self.format in ("parquet", "arrow") or self.separator is not None
+    def is_table(self) -> bool:
+        """Whether it has rows instead of lines."""
+        return self.format in ("parquet", "arrow")
+
+    @property
+    def has_own_reader(self) -> bool:
+        """Whether one of ``data/readers`` reads it."""
+        return self.is_table or self.separator is not None
+
+    @property
+    def in_ranges(self) -> bool:
+        """Whether ranges of its bytes can be read one by one."""
+        return self.format == "parquet" or (self.format == "jsonl" and not self.compression)
 
     def touched(self) -> tuple[int, int | str]:
         """Return its size, and what changes when its content does.

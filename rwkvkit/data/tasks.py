@@ -14,9 +14,9 @@ _MOST_FILES = 4096  # in a task
 class Task:
     """A piece of the corpus; its result is a part.
 
-    A plain jsonl file is cut into ranges. A line belongs to the range that its first byte lies in,
-    so a range needs no knowledge of the others. A file of several ranges has one more task, which
-    only hashes it.
+    A plain jsonl file is cut into ranges, and so is a parquet file. A line, or a group of rows,
+    belongs to the range that its first byte lies in, so a range needs no knowledge of the others.
+    A file of several ranges has one more task, which only hashes it.
 
     Attributes:
         number: its place among all tasks, in the order of the corpus.
@@ -71,14 +71,14 @@ def make_tasks(inputs: Sequence[InputFile], task_bytes: int | None = None) -> li
             group.clear()
 
     for i, file in enumerate(inputs):
-        if file.format == "text" and not file.reads_whole:
+        if file.format == "text" and not file.has_own_reader:
             full = len(group) >= _MOST_FILES or sum(inputs[j].size for j in group) >= size
             if group and (full or inputs[group[0]].source != file.source):
                 add_group()
             group.append(i)
             continue
         add_group()
-        if file.compression or file.reads_whole or file.size <= size:
+        if not file.in_ranges or file.size <= size:
             add(i, i, 0, file.size)
             continue
         number = len(tasks)

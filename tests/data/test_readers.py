@@ -1,6 +1,7 @@
 """Tables, separated text, datasets and remote paths give what the same lines of jsonl give."""
 
 import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from rwkvkit import WorldTokenizer, open_binidx
 from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.chunks import hash_file, task_chunks
 from rwkvkit.data.manifest import read_manifest
-from rwkvkit.data.readers import read_whole_file_chunk
+from rwkvkit.data.readers import file_chunks, read_file_chunk, tables
 from rwkvkit.data.sources import Source, find_files
 from rwkvkit.data.stages import Encode, Read
 from rwkvkit.data.tasks import make_tasks
@@ -39,7 +40,7 @@ def read(chunk_bytes=1 << 20, **keys):
     hashed = {}
     texts, positions, bad, lines, n_bytes = [], [], [], 0, 0
     for chunk in (c for task in make_tasks(inputs) for c in task_chunks(task, chunk_bytes, hashed)):
-        found = read_whole_file_chunk(chunk, skip_bad=True)
+        found = read_file_chunk(chunk, skip_bad=True)
         texts += [text.decode() for text in found.texts]
         positions += np.asarray(found.offsets).tolist()
         bad += [(lines + reject.line, reject.reason) for reject in found.rejects]
@@ -159,6 +160,59 @@ def test_the_same_bytes_for_any_workers_and_chunks(build, parquet, tmp_path):
     }
     assert made[1] == made[2]
     assert sorted(written(tmp_path / "2" / "d")) == sorted(row["text"] for row in ROWS)
+
+
+def one_table(texts, path, **settings):
+    pq.write_table(pa.table({"n": range(len(texts)), "text": texts}), path, **settings)
+    return str(path)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100, 1000])
+@pytest.mark.parametrize("task_bytes", [1, 100, 1500, 8000])
+def test_a_parquet_file_is_read_in_ranges(build, tmp_path, rows, task_bytes):
+    texts = [f"row {i} " + "x" * (i * 7 % 31) for i in range(100)]
+    path = one_table(texts, tmp_path / "t.parquet", row_group_size=rows)
+    if task_bytes == 1:
+        task_bytes = max(1, Path(path).stat().st_size // 300)
+    whole = build(path, repeat={}, prefix=tmp_path / "whole" / "d").run()
+    steps = []
+    ranged = build(path, repeat={}, prefix=tmp_path / "ranged" / "d", task_bytes=task_bytes)
+    assert ranged.run(progress=steps.append) == whole
+    [record] = whole.inputs
+    assert record.sha256 == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    for suffix in (".bin", ".idx"):
+        one, other = (tmp_path / name / f"d{suffix}" for name in ("whole", "ranged"))
+        assert one.read_bytes() == other.read_bytes()
+    last = [step for step in steps if step.phase == "encode"][-1]
+    assert last.bytes_done == last.bytes_total == record.bytes
+
+
+@pytest.mark.parametrize("rows", [3, 100])
+def test_rows_of_all_ranges_count(build, tmp_path, rows):
+    texts = [None if i in (61, 90) else f"row {i}" for i in range(100)]
+    path = one_table(texts, tmp_path / "t.parquet", row_group_size=rows)
+    with pytest.raises(DataError, match="field 'text' is null") as caught:
+        build(path, task_bytes=700, chunk_bytes=50).run()
+    assert caught.value.where == f"{path}:62"
+    skipping = {"sources": [path], "on_error": "skip"}
+    assert build(skipping, task_bytes=700, chunk_bytes=50).run().rejected == 2
+    lines = (tmp_path / "out" / "data.rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in lines] == [62, 91]
+
+
+def test_groups_in_an_odd_place_are_in_one_range_and_in_order(tmp_path, monkeypatch):
+    path = one_table([f"{i}" for i in range(40)], tmp_path / "t.parquet", row_group_size=5)
+    places = iter([])
+    monkeypatch.setattr(tables, "_place", lambda _: next(places))
+    for odd in ([9, 4, 700, 600, 5, 10**12, 0, 800], [-5] * 8, [10**15] * 8):
+        seen = []
+        for start in range(0, Path(path).stat().st_size, 200):
+            places = iter(odd)
+            [file] = find_files([Source(path=path)])
+            span = (start, min(start + 200, file.size))
+            for chunk in file_chunks(0, file, 1 << 20, {}, span):
+                seen += range(chunk.start, chunk.stop)
+        assert seen == list(range(40))
 
 
 # Text with a separator
@@ -418,7 +472,7 @@ def test_wrong_settings(keys):
 
 def test_positions_of_rows_name_the_documents(parquet):
     chain = [Read.model_validate(Read.expand(str(parquet))), Encode()]
-    work = ChunkWork(chain)
+    work = ChunkWork(chain, 0)
     encoded = [work(chunk) for chunk in chunks(find_files(chain[0].sources), 1000)]
     assert len(encoded) > 10
     assert np.concatenate([chunk.offsets for chunk in encoded]).tolist() == list(range(300))

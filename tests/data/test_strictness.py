@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from line_cases import contents, strict
 
 from rwkvkit import BinidxWriter, WorldTokenizer, open_binidx
-from rwkvkit.data.readers import read_whole_file_chunk
+from rwkvkit.data.readers import read_file_chunk
 from rwkvkit.data.sources import Source, find_files
 from rwkvkit.errors import DataError
 
@@ -98,7 +98,7 @@ def test_a_damaged_table_is_an_error_or_reads_as_it_was(folder, data):
     failure, found = None, []
     try:
         parts = chunks(find_files([Source(path=str(path))]))
-        found = [read_whole_file_chunk(part, skip_bad=True) for part in parts]
+        found = [read_file_chunk(part, skip_bad=True) for part in parts]
     except DataError as error:
         failure = error
     assert failure is None or failure.where == str(path)

@@ -14,7 +14,7 @@ _READ = 256 << 10
 def chunks(
     number: int, file: InputFile, chunk_bytes: int, sha256: dict[int, str]
 ) -> Iterator[Chunk]:
-    """Cut a file after separators; see ``whole_file_chunks``."""
+    """Cut a file after separators; see ``file_chunks``."""
     assert file.separator is not None
     digest = hashlib.sha256()
     held = bytearray()

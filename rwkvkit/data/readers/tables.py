@@ -26,21 +26,29 @@ _ARROW_FILE = b"ARROW1"  # begins the file format; what begins otherwise is the 
 
 
 def chunks(
-    number: int, file: InputFile, chunk_bytes: int, sha256: dict[int, str]
+    number: int,
+    file: InputFile,
+    chunk_bytes: int,
+    sha256: dict[int, str],
+    span: tuple[int, int] | None = None,
 ) -> Iterator[Chunk]:
-    """Cut a table between rows; see ``whole_file_chunks``."""
+    """Cut a table between rows; see ``file_chunks``."""
     if file.dataset is not None:
         yield from _dataset_chunks(number, file, file.dataset, chunk_bytes, sha256)
         return
     digest = hashlib.sha256()
     with opened(file) as raw, _readable(file):
-        while block := raw.read(_READ):
+        while span is None and (block := raw.read(_READ)):
             digest.update(block)
         raw.seek(0)
-        read = _parquet_batches if file.format == "parquet" else _arrow_batches
-        batches = _sliced(read(raw, file, chunk_bytes), chunk_bytes)
-        yield from _batch_chunks(number, file, batches, raw)
-    sha256[number] = digest.hexdigest()
+        row = 0
+        if file.format == "parquet":
+            row, batches = _parquet_batches(raw, file, chunk_bytes, span)
+        else:
+            batches = _arrow_batches(raw, file)
+        yield from _batch_chunks(number, file, _sliced(batches, chunk_bytes), raw, row, span)
+    if span is None:
+        sha256[number] = digest.hexdigest()
 
 
 def documents(chunk: Chunk, skip_bad: bool) -> Documents:
@@ -114,18 +122,38 @@ def _shown(record: dict[str, Any]) -> str:
     return orjson.dumps(record, default=repr).decode()
 
 
-def _parquet_batches(raw: BinaryIO, file: InputFile, chunk_bytes: int) -> Iterator[Any]:
+def _parquet_batches(
+    raw: BinaryIO, file: InputFile, chunk_bytes: int, span: tuple[int, int] | None
+) -> tuple[int, Iterator[Any]]:
+    """Return the number of the first row of a span, and its rows."""
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(raw)
     _check_columns(file, parquet.schema_arrow.names)
-    for group in range(parquet.num_row_groups):
-        meta = parquet.metadata.row_group(group)
-        rows = max(1, meta.num_rows * chunk_bytes // max(meta.total_byte_size, 1))
-        yield from parquet.iter_batches(rows, row_groups=[group], columns=list(file.form.columns))
+    metas = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+    start, stop = span or (0, file.size)
+    # Whatever a damaged or odd file says, each group is in one span, and their order stays.
+    places = np.clip([_place(meta) for meta in metas], 0, file.size - 1).astype(np.int64)
+    first, after = np.searchsorted(np.maximum.accumulate(places), [start, stop])
+
+    def batches() -> Iterator[Any]:
+        for group in range(first, after):
+            meta = metas[group]
+            rows = max(1, meta.num_rows * chunk_bytes // max(meta.total_byte_size, 1))
+            columns = list(file.form.columns)
+            yield from parquet.iter_batches(rows, row_groups=[group], columns=columns)
+
+    return sum(meta.num_rows for meta in metas[:first]), batches()
 
 
-def _arrow_batches(raw: BinaryIO, file: InputFile, chunk_bytes: int) -> Iterator[Any]:
+def _place(group: Any) -> int:
+    """Return where in the file a group of rows starts."""
+    column = group.column(0)
+    offsets = (column.dictionary_page_offset, column.data_page_offset)
+    return min(offset for offset in offsets if offset is not None)
+
+
+def _arrow_batches(raw: BinaryIO, file: InputFile) -> Iterator[Any]:
     import pyarrow as pa
 
     start = raw.read(len(_ARROW_FILE))
@@ -149,21 +177,26 @@ def _sliced(batches: Iterable[Any], chunk_bytes: int) -> Iterator[Any]:
 
 
 def _batch_chunks(
-    number: int, file: InputFile, batches: Iterable[Any], raw: BinaryIO | None = None
+    number: int,
+    file: InputFile,
+    batches: Iterable[Any],
+    raw: BinaryIO | None = None,
+    row: int = 0,
+    span: tuple[int, int] | None = None,
 ) -> Iterator[Chunk]:
     """Make chunks of batches; how far ``raw`` was read tells the progress."""
-    row = told = 0
+    told, end = span or (0, file.size)
     held: Chunk | None = None
     for batch in batches:
         if held is not None:
-            at = max(told, raw.tell() if raw and not raw.closed else 0)
+            at = min(max(told, raw.tell() if raw and not raw.closed else 0), end)
             yield replace(held, input_bytes=at - told)
             told = at
         stop = row + batch.num_rows
         held = Chunk(number, (file,), row, stop, _packed(batch), input_bytes=0)
         row = stop
     if held is not None:
-        yield replace(held, input_bytes=file.size - told)
+        yield replace(held, input_bytes=end - told)
 
 
 def _packed(batch: Any) -> bytes:
