@@ -14,7 +14,7 @@ from rwkvkit.model.rwkv import RWKV
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.patterns import matching, plain_name
 from rwkvkit.train.portion import AdapterPortion, Portion, StatePortion, WholeModel
-from rwkvkit.train.quantize import quantize
+from rwkvkit.train.quantize import quantize, quantized_bytes
 from rwkvkit.train.tuning import TuningConfig
 
 KEY = "train.tuning"
@@ -79,6 +79,23 @@ def trained_parameters(tuning: TuningConfig, config: ModelConfig) -> int:
         outputs, inputs = shapes[f"{target}.weight"]
         count += tuning.rank * (outputs if tuning.method == "miss" else outputs + inputs)
         count += outputs if tuning.method == "dora" else 0
+    return count
+
+
+def weight_bytes(tuning: TuningConfig, config: ModelConfig, dtype: torch.dtype) -> float:
+    """Return the bytes of a model's weights in memory, without adapters.
+
+    Args:
+        tuning: the recipe's section, checked by :func:`check_tuning`.
+        config: the model's shape.
+        dtype: of what is not quantized.
+    """
+    shapes = weight_shapes(config)
+    count = sum(map(math.prod, shapes.values())) * float(dtype.itemsize)
+    if tuning.quantize != "none":
+        for target in _targets(tuning, shapes):
+            shape = shapes[f"{target}.weight"]
+            count += quantized_bytes(tuning.quantize, shape) - math.prod(shape) * dtype.itemsize
     return count
 
 

@@ -46,6 +46,7 @@ class Setup:
         on_gpu: whether the device is a GPU.
         accumulate: passes an optimizer step.
         trained: parameters that train; None: all.
+        weight_bytes: of what the passes read, where some is quantized; None: all is of ``dtype``.
         zero: ZeRO stage.
         world: processes, one a device.
         offload: what of the state lies in the machine's memory.
@@ -60,6 +61,7 @@ class Setup:
     on_gpu: bool = True
     accumulate: int = 1
     trained: int | None = None
+    weight_bytes: float | None = None
     zero: int = 0
     world: int = 1
     offload: Offload = "none"
@@ -120,7 +122,8 @@ def estimate_memory(setup: Setup) -> Memory:
     low = width < 4  # then float32 masters, and float32 sums of the gradients
     split = [setup.world if setup.zero >= stage else 1 for stage in (1, 2, 3)]
     on_device = 0 if setup.offload != "none" else 1
-    weights = total * width / split[2]
+    whole = total * width if setup.weight_bytes is None else setup.weight_bytes
+    weights = whole / split[2]
     if setup.offload == "all":  # gathered a block at a time, and the next one beside it
         weights = min(weights, 2 * width * total / setup.model.n_layer)
     masters = 4 * trained / split[0] * on_device if low else 0

@@ -1,5 +1,6 @@
 """Store the matrices under an adapter in 8 or 4 bits, through bitsandbytes."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ def quantize(model: nn.Module, names: Sequence[str], kind: Kind, device: torch.d
     Args:
         model: changed in place.
         names: of the linear layers, none of which has a bias.
-        kind: ``int8`` with a scale a row, or ``nf4``, 4 bits with a scale for each 64 values.
+        kind: ``int8`` with a scale a row, or ``nf4``, 4 bits with a scale for 64 values.
         device: where the quantized weights go, and on which they are quantized.
 
     Raises:
@@ -42,6 +43,15 @@ def quantize(model: nn.Module, names: Sequence[str], kind: Kind, device: torch.d
             where="train.tuning.quantize",
             hint="quantize: none works everywhere",
         ) from error
+
+
+def quantized_bytes(kind: Kind, shape: tuple[int, ...]) -> float:
+    """Return the bytes of a quantized matrix [outputs, inputs], scales included."""
+    outputs, inputs = shape
+    if kind == "int8":
+        return outputs * inputs + 4 * outputs
+    scales = math.ceil(outputs * inputs / 64)  # of 8 bits, and a scale in float32 for 256 of them
+    return outputs * inputs / 2 + scales + 4 * math.ceil(scales / 256)
 
 
 def _layer(library: Any, linear: Any, kind: Kind, device: torch.device) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from rwkvkit.model.config import ModelConfig
-from rwkvkit.train.adapt import trained_parameters
+from rwkvkit.train.adapt import trained_parameters, weight_bytes
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Placement, card_of
 from rwkvkit.train.estimate import Memory, Setup, estimate_memory, estimate_speed, would_fit
@@ -46,6 +46,7 @@ def setup_of(
         on_gpu=placement.device.type == "cuda",
         accumulate=settings.accumulate_grad_batches,
         trained=trained_parameters(settings.tuning, model),
+        weight_bytes=weight_bytes(settings.tuning, model, placement.dtype),
     )
 
 

@@ -13,7 +13,7 @@ from rwkvkit.model.adapter import merged
 from rwkvkit.model.checkpoint import build_model
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.init import init_weights
-from rwkvkit.train.adapt import apply_tuning, check_tuning
+from rwkvkit.train.adapt import apply_tuning, check_tuning, weight_bytes
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.engine import TorchEngine
@@ -92,6 +92,21 @@ def test_the_adapter_goes_into_the_base_as_it_was(tmp_path: Path) -> None:
         got, want = both(ids), engine.model(ids)
         base = build_model(SHAPE, weights())(ids)
     assert (got - want).norm() < 0.2 * (want - base).norm()
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_the_bytes_that_are_estimated(kind: str) -> None:
+    model = engine_of(kind, dtype=torch.bfloat16).model
+    tables = ("quant_map", ".quant_state", ".weight_format")  # a kilobyte a matrix
+    held = sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name and not any(part in name for part in tables)
+    )
+    chosen = TuningConfig(method="lora", rank=4, quantize=kind)
+    assert weight_bytes(chosen, SHAPE, torch.bfloat16) == held
+    whole = weight_bytes(TuningConfig(method="lora", rank=4), SHAPE, torch.bfloat16)
+    assert whole == 2 * sum(tensor.numel() for tensor in weights().values())
 
 
 def test_what_is_said() -> None:
