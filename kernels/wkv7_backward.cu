@@ -155,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS)
                     if (dorigin) add_to_rows<N>(dorigin + (number * N + first_row) * N, d);
                     clear<2 * BLOCKS>(d);
                 }
-                __syncwarp();
+                __syncwarp();  // unseen in the emulator: the stores above make the lanes meet
             }
             if (BUFFERS == 2) buffer ^= 1;
         }

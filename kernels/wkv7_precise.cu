@@ -11,8 +11,8 @@
 #endif
 constexpr int N = HEAD_SIZE;
 constexpr int SPAN = 32, PARTS = N / SPAN, THREADS = N * PARTS;
-constexpr int L = 16;    // tokens between two checkpoints
-constexpr int STEP = 4;  // tokens between two states that the backward pass computes again
+constexpr int L = 16;          // tokens between two checkpoints
+constexpr int STEP = 256 / N;  // tokens between two states that the backward pass computes again
 constexpr float LOG2_E = 1.4426950408889634f;
 
 enum { R, W, K, V, A, B, INPUTS };
@@ -148,7 +148,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         load_inputs(shared, from, resets, offset, chunk, tokens, stride);
         load_tile(shared.dy, dy, offset, chunk, tokens, stride);
         __syncthreads();
-        {  // the states before every STEP-th token, and what the tokens read to replace
+        {  // The states before every STEP-th token, and what the tokens read to replace. Others read
+           // both behind the barrier that dsa needs.
             float s[SPAN];
             load_line(s, checkpoints + (number * chunks + chunk) * N * N + row_entry, 1);
             for (int t = 0; t < left; t++) {
@@ -158,7 +159,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 if (at.first == 0) shared.sa[t][at.line] = sa;
             }
         }
-        __syncthreads();
         for (int t = left - 1; t >= 0; t--) {
             const float own_dy = shared.dy[t][at.line], own_r = shared.in[R][t][at.line];
 #pragma unroll
@@ -229,11 +229,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 db[to] = sum_b;
             }
             if (shared.starts[t]) {
+                if (dorigin) {
+                    float *sum = dorigin + number * N * N + row_entry;
 #pragma unroll
-                for (int i = 0; i < SPAN; i++) {
-                    if (dorigin) dorigin[number * N * N + row_entry + i * PARTS] += row[i];
-                    row[i] = column[i] = 0.f;
+                    for (int i = 0; i < SPAN; i++) sum[i * PARTS] += row[i];
                 }
+#pragma unroll
+                for (int i = 0; i < SPAN; i++) row[i] = column[i] = 0.f;
             }
         }
         __syncthreads();

@@ -3,25 +3,119 @@
 B batch, T tokens, H heads, N head size.
 """
 
-from typing import Literal
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from rwkvkit.errors import UsageError
+from rwkvkit.errors import SetupError, UsageError
 
-Impl = Literal["naive", "chunked", "auto"]
+Impl = Literal["auto", "naive", "chunked", "cuda", "precise"]
 
 
-def choose(impl: str, tokens: int) -> str:
-    """Resolve ``auto``: the loop for a single token, the chunked form otherwise."""
-    if impl not in ("naive", "chunked", "auto"):
-        raise UsageError(
-            f"impl {impl!r} does not exist", where="wkv", hint="use 'auto', 'naive' or 'chunked'"
-        )
+@dataclass(frozen=True)
+class Choice:
+    """An implementation.
+
+    Attributes:
+        impl: ``naive``, ``chunked``, ``cuda`` or ``precise``.
+        reason: in a line, for people.
+    """
+
+    impl: str
+    reason: str
+
+
+def choose(
+    impl: str, device: torch.device, dtype: torch.dtype, tokens: int, shared_bytes: int | None
+) -> Choice:
+    """Resolve ``auto``, and check that what is demanded can be.
+
+    Args:
+        impl: one of ``Impl``.
+        device: of the inputs.
+        dtype: of v, and so of the result.
+        tokens: T.
+        shared_bytes: shared memory a block that the chunked kernel needs for this head size; None
+            where there is no kernel for it.
+
+    Raises:
+        UsageError: ``impl`` is unknown, or cannot run on these inputs.
+    """
+    if impl not in get_args(Impl):
+        names = ", ".join(f"'{name}'" for name in get_args(Impl))
+        raise UsageError(f"impl {impl!r} does not exist", where="wkv", hint=f"use one of {names}")
     if impl == "auto":
-        return "naive" if tokens == 1 else "chunked"
-    return impl
+        if tokens == 1:
+            return Choice("naive", "wkv naive: one token")
+        return _automatic(device, dtype, shared_bytes)
+    obstacle = None
+    if impl == "cuda":
+        if device.type != "cuda":
+            obstacle = f"the tensors are on {device.type}"
+        elif dtype not in (torch.bfloat16, torch.float16):
+            obstacle = f"its results are bf16 or fp16, not {str(dtype).removeprefix('torch.')}"
+        elif shared_bytes is None:
+            obstacle = "there is no kernel for this head size; 64 and 128 have one"
+    elif impl == "precise" and device.type == "cuda":
+        if shared_bytes is None:
+            obstacle = "there is no kernel for this head size; 64 and 128 have one"
+        elif dtype == torch.float64:
+            obstacle = "its kernels compute in fp32, not float64"
+    if obstacle:
+        raise UsageError(
+            f"impl {impl!r} cannot run: {obstacle}", where="wkv", hint="'auto' takes what can"
+        )
+    return Choice(impl, f"wkv {impl}: as demanded")
+
+
+def _automatic(device: torch.device, dtype: torch.dtype, shared_bytes: int | None) -> Choice:
+    if device.type != "cuda":
+        return Choice("chunked", f"wkv chunked: plain PyTorch, the device is {device.type}")
+    obstacle = "there is no kernel for this head size" if shared_bytes is None else None
+    obstacle = obstacle or kernel_obstacle(device)
+    if obstacle:
+        return Choice("chunked", f"wkv chunked: plain PyTorch, {obstacle}")
+    if dtype in (torch.bfloat16, torch.float16):
+        available = _tensor_core_shared_bytes(device)
+        if available >= (shared_bytes or 0):
+            return Choice("cuda", "wkv cuda: tensor-core kernels for this GPU")
+        return Choice(
+            "precise",
+            "wkv precise: fp32 kernels, the tensor-core kernels need an sm_80 or newer with"
+            f" {shared_bytes} bytes of shared memory a block",
+        )
+    if dtype == torch.float32:
+        return Choice("precise", "wkv precise: fp32 kernels for fp32")
+    return Choice("chunked", "wkv chunked: plain PyTorch, kernels have no float64")
+
+
+@cache
+def kernel_obstacle(device: torch.device) -> str | None:
+    """Say what keeps kernels from being compiled for a GPU, or None."""
+    from rwkvkit.ops.cuda.compile import toolkit_versions
+
+    if torch.version.cuda is None:
+        return "torch is not built for CUDA (ROCm has no kernels here)"
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < (7, 5):
+        return f"the GPU is an sm_{major}{minor}, kernels begin with sm_75"
+    try:
+        toolkit_versions()
+    except SetupError as error:
+        return f"{error.what} ({error.hint})"
+    return None
+
+
+@cache
+def _tensor_core_shared_bytes(device: torch.device) -> int:
+    """Shared memory that a block may have; 0 where the tensor cores lack what kernels use."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return 0
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", 99 * 1024)
 
 
 def check(inputs: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:

@@ -12,6 +12,7 @@ B batch, T tokens, H heads, C chunks, L tokens in a chunk, N head size.
 import torch
 from torch import Tensor
 
+from rwkvkit.errors import UsageError
 from rwkvkit.ops import chunks, inputs
 from rwkvkit.ops.inputs import Impl
 
@@ -68,7 +69,10 @@ def wkv6(
         },
     )
     dtype = inputs.compute_dtype(r, k, v, log_w, u, state, origin)
-    run = _naive if inputs.choose(impl, tokens) == "naive" else _chunked
+    choice = inputs.choose(impl, r.device, v.dtype, tokens, None)
+    if choice.impl in ("cuda", "precise"):
+        raise UsageError(f"impl {choice.impl!r} is RWKV-7's alone", where="wkv", hint="use 'auto'")
+    run = _naive if choice.impl == "naive" else _chunked
     with torch.autocast(r.device.type, enabled=False):
         y, final = run(
             r.to(dtype),

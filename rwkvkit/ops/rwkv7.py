@@ -15,6 +15,7 @@ from rwkvkit.ops import chunks, inputs
 from rwkvkit.ops.inputs import Impl
 
 CHUNK = 32  # the fastest of 16, 32 and 64, forward and backward on a CPU
+KERNEL_SHARED_BYTES = {64: 72480, 128: 139040}  # a block of the chunked backward, by head size
 
 
 def wkv7(
@@ -45,14 +46,18 @@ def wkv7(
         state: S [B, H, N, N] as [value, key] before the first token; None: ``origin``.
         resets: bool [B, T], True at a token before which the state becomes ``origin``.
         origin: the state of a document's start [H, N, N], [value, key]; None: zero.
-        impl: ``naive`` (a loop over tokens), ``chunked``, or ``auto``: naive for one token.
+        impl: ``naive`` (a loop over tokens), ``chunked`` (PyTorch products), ``cuda`` (kernels on
+            tensor cores: inputs are rounded to v's bf16 or fp16, the state is fp32), ``precise``
+            (fp32 kernels; on a CPU a loop with its own backward pass), or ``auto``; see
+            ``ops.inputs.choose``.
 
     Returns:
         y [B, T, H, N] in v's dtype, and the state [B, H, N, N] after the last token in the
         precision of the computation.
 
     Raises:
-        UsageError: shapes do not fit together, or ``impl`` is unknown.
+        UsageError: shapes do not fit together, or ``impl`` is unknown or cannot run on them.
+        SetupError: the kernels cannot be compiled.
     """
     batch, tokens, heads, size = r.shape
     vectors = {"r": r, "log_w": log_w, "k": k, "v": v, "a": a, "b": b}
@@ -67,7 +72,10 @@ def wkv7(
         },
     )
     dtype = inputs.compute_dtype(*vectors.values(), state, origin)
-    run = _naive if inputs.choose(impl, tokens) == "naive" else _chunked
+    choice = inputs.choose(impl, r.device, v.dtype, tokens, KERNEL_SHARED_BYTES.get(size))
+    if choice.impl in ("cuda", "precise"):
+        return _kernels(tuple(vectors.values()), state, resets, origin, choice.impl, dtype)
+    run = _naive if choice.impl == "naive" else _chunked
     with torch.autocast(r.device.type, enabled=False):
         y, final = run(
             r.to(dtype),
@@ -81,6 +89,34 @@ def wkv7(
             None if origin is None else origin.to(dtype),
         )
     return y.to(v.dtype), final
+
+
+def _kernels(
+    vectors: tuple[Tensor, ...],
+    state: Tensor | None,
+    resets: Tensor | None,
+    origin: Tensor | None,
+    impl: str,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Hand over to the registered operator, in its types."""
+    from rwkvkit.ops.cuda.wkv7 import wkv7 as run
+
+    out = vectors[3].dtype
+    if vectors[3].is_cuda:
+        dtype = torch.float32
+    wanted = dtype if impl == "precise" else out
+    if state is None and origin is not None:
+        state = inputs.first_state(None, origin, vectors[0], dtype)
+    with torch.autocast(vectors[0].device.type, enabled=False):
+        y, final = run(
+            tuple(x.to(wanted) for x in vectors),
+            None if state is None else state.to(dtype),
+            None if origin is None or resets is None else origin.to(dtype),
+            resets,
+            precise=impl == "precise",
+        )
+    return y.to(out), final
 
 
 def _naive(

@@ -14,11 +14,9 @@ from torch import Tensor
 from rwkvkit.ops.cuda import wkv7_kernels, wkv7_plain
 from rwkvkit.ops.cuda.wkv7_kernels import Shape
 
-Vectors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
 
 def wkv7(
-    vectors: Vectors,
+    vectors: tuple[Tensor, ...],
     state: Tensor | None,
     origin: Tensor | None,
     resets: Tensor | None,

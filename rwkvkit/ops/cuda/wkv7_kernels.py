@@ -12,7 +12,6 @@ from rwkvkit.ops.cuda import launch
 from rwkvkit.ops.cuda.compile import Program
 
 CHUNK = 16
-_PRECISE_STEP = 4  # tokens between two states that the fp32 backward kernel computes again
 _ROW_PADDING = 8  # elements behind each row of a tile, against bank conflicts
 
 
@@ -276,10 +275,23 @@ def precise_backward(
         *gradients,
         dstate,
         dorigin,
-        dy.new_empty(batch, heads, CHUNK // _PRECISE_STEP, size, size),
+        dy.new_empty(batch, heads, CHUNK * size // 256, size, size),  # states computed again
     )
     return gradients, dstate, None if dorigin is None else dorigin.sum(0)
 
 
 def _precise_shared_bytes(size: int) -> int:
     return (8 * CHUNK * size + 2 * size) * 4 + CHUNK
+
+
+def programs() -> dict[str, Program]:
+    """Return every program that the operator can ask for, by a name that says what it is for."""
+    found = {}
+    for size, fp16 in ((64, False), (64, True), (128, False)):
+        kind = f"wkv7 {'fp16' if fp16 else 'bf16'} N={size}"
+        for resets in (False, True):
+            shape = Shape(size, fp16=fp16, resets=resets, buffers=2 if size == 64 else 1)
+            found[f"{kind} forward"] = shape.forward_program()
+            found[f"{kind} backward{', documents' if resets else ''}"] = shape.backward_program()
+        found[f"wkv7 fp32 N={size}"] = precise_program(size)
+    return found

@@ -29,7 +29,7 @@ def forward(
         keep: whether to return the states before each chunk, or none.
     """
     dtype = _compute_dtype(vectors[0])
-    batch, tokens, heads, size = vectors[0].shape
+    batch, _, heads, size = vectors[0].shape
     like = vectors[0].new_zeros(batch, heads, size, size, dtype=dtype)
     s = like if state is None else state.to(dtype)
     y, kept = [], []
@@ -50,7 +50,7 @@ def backward(
     resets: Tensor | None,
     checkpoints: Tensor,
     dfinal: Tensor | None,
-) -> tuple[list[Tensor], Tensor, Tensor]:
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Return the gradients of the vectors, of the first state and of the origin [H, N, N]."""
     dtype = _compute_dtype(dy)
     batch, tokens, heads, size = dy.shape
@@ -62,20 +62,21 @@ def backward(
     gradients: list[list[Tensor]] = []
     for chunk in reversed(range(checkpoints.shape[2])):
         s = checkpoints[:, :, chunk].to(dtype)
-        before = []
+        before, behind = [], []
         inside = range(chunk * CHUNK, min(tokens, (chunk + 1) * CHUNK))
         for t in inside:
             s = _restart(s, t, origin, resets)
             _, w, k, v, a, b = steps[t]
             before.append(s)
             s, _ = _step(s, w, k, v, a, b)
+            behind.append(s)
         for t in reversed(inside):
             r, w, k, v, a, b = steps[t]
-            s, behind = before[t - chunk * CHUNK], s
+            s = before[t - chunk * CHUNK]
             sa = (s @ a[..., None]).squeeze(-1)
             d = d + dys[t][..., :, None] * r[..., None, :]
             dsa = (d @ b[..., None]).squeeze(-1)
-            dr = (behind.mT @ dys[t][..., None]).squeeze(-1)
+            dr = (behind[t - chunk * CHUNK].mT @ dys[t][..., None]).squeeze(-1)
             dlog_w = (d * s).sum(-2) * w
             dk = (d.mT @ v[..., None]).squeeze(-1)
             dv = (d @ k[..., None]).squeeze(-1)
@@ -87,9 +88,8 @@ def backward(
                 starts = resets[:, t, None, None, None]
                 dorigin = dorigin + torch.where(starts, d, 0)
                 d = torch.where(starts, 0, d)
-            s = before[t - chunk * CHUNK]
     stacked = [torch.stack(x[::-1], 1) for x in zip(*gradients, strict=True)]
-    typed = [x.to(vector.dtype) for x, vector in zip(stacked, vectors, strict=True)]
+    typed = tuple(x.to(vector.dtype) for x, vector in zip(stacked, vectors, strict=True))
     return typed, d, dorigin.sum(0)
 
 

@@ -1,0 +1,69 @@
+"""Every kernel compiles for every architecture, without spills, into what is recorded.
+
+Record again, after a look at the difference: ``python tests/kernels/test_resources.py``.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from rwkvkit.ops.cuda.compile import ARCHITECTURES, Program, compile_program, toolkit_versions
+from rwkvkit.ops.cuda.wkv7_kernels import Shape
+from rwkvkit.ops.cuda.wkv7_kernels import programs as wkv7_programs
+
+RECORD = Path(__file__).parents[1] / "golden" / "kernels.json"
+PROGRAMS: dict[str, Program] = {**wkv7_programs()}
+
+# Shared memory that a block can have, in bytes, and the kernels that are not for all of them.
+SHARED = dict(zip(ARCHITECTURES, (166912, 101376, 101376, 232448, 232448, 101376), strict=True))
+LARGE = {"wkv7 bf16 N=128 backward", "wkv7 bf16 N=128 backward, documents"}
+
+
+def measure(program: Program) -> dict[str, dict[str, list[int]]]:
+    """Registers a thread and spilled bytes, by kernel and architecture."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for arch in ARCHITECTURES:
+        for kernel, used in compile_program(program, arch).resources.items():
+            found.setdefault(kernel, {})[arch] = [used.registers, used.spill_bytes]
+    return found
+
+
+def shared_bytes(program: Program) -> int:
+    return dict(program.defines)["SHARED_BYTES"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA publishes NVRTC for Linux and Windows")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_compiles_into_what_is_recorded(name):
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    program = PROGRAMS[name]
+    found = measure(program)
+    spills = {kernel: used for kernel, used in found.items() if any(x[1] for x in used.values())}
+    assert spills == {}
+    assert record["programs"][name]["shared_bytes"] == shared_bytes(program)
+    if record["nvrtc"] == toolkit_versions()[-1]:  # another compiler allots other registers
+        assert record["programs"][name]["kernels"] == found
+
+
+def test_shared_memory_fits():
+    for name, program in PROGRAMS.items():
+        for arch, available in SHARED.items():
+            fits = shared_bytes(program) <= available
+            assert fits or (name in LARGE and available == 101376), (name, arch)
+
+
+def test_nothing_is_recorded_that_does_not_exist():
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert record["programs"].keys() == PROGRAMS.keys()
+    assert Shape(64).backward_program() in PROGRAMS.values()
+
+
+if __name__ == "__main__":
+    programs = {
+        name: {"shared_bytes": shared_bytes(program), "kernels": measure(program)}
+        for name, program in PROGRAMS.items()
+    }
+    text = json.dumps({"nvrtc": toolkit_versions()[-1], "programs": programs}, indent=1)
+    RECORD.write_text(text + "\n", encoding="utf-8")
