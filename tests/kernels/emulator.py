@@ -8,6 +8,8 @@ import ctypes
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,8 +61,17 @@ class Emulator:
         self.seed = 1
         self.flush_denormals = True
 
+    @contextmanager
+    def without(self, file: str, line: int) -> Iterator[None]:
+        """Take the barrier in this line of the source out."""
+        self.take_out(file, line)
+        try:
+            yield
+        finally:
+            self.take_out("", 0)
+
     def take_out(self, file: str, line: int) -> None:
-        """Leave out the barrier in this line of the source, until the next call."""
+        """Leave out the barrier in this line of the source, until called again."""
         self._library.take_out(file.encode(), line)
 
     def launch(
