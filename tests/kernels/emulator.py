@@ -53,6 +53,11 @@ class Emulator:
         unit.write_text(text + _entry_points(self.kernels))
         library = unit.with_suffix(".so")
         flags = "-O2 -std=c++17 -fPIC -shared -fno-strict-aliasing -U_FORTIFY_SOURCE -w"
+        if (
+            "clang"
+            not in subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+        ):
+            flags += " -fno-gnu-unique"  # libraries in one process must not share their state
         defines = [f"-D{name}={value}" for name, value in program.defines]
         command = [compiler, *flags.split(), *defines, f"-I{HERE}", str(unit), "-o", str(library)]
         done = subprocess.run(command, capture_output=True, text=True)
