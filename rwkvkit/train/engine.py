@@ -3,21 +3,26 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rwkvkit.errors import DivergedError
-from rwkvkit.model.checkpoint import write_archive
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.optimizer import optimizer_groups
 from rwkvkit.train.passes import losses
 from rwkvkit.train.portion import Portion, WholeModel
-
-OPTIMIZER_FILE = "optimizer.pt"
+from rwkvkit.train.state import (
+    ParameterState,
+    TrainState,
+    random_state,
+    read_state,
+    set_random_state,
+    write_state,
+)
 
 
 @dataclass(frozen=True)
@@ -161,10 +166,14 @@ class TorchEngine:
         if self._group.rank > 0:
             return  # weights, masters and moments are the same everywhere
         self._portion.save(self.model.state_dict(), folder)
-        state: dict[str, Any] = {"optimizer": self._optimizer.state_dict(), "random": random}
-        if not self._shared:
-            state["masters"] = dict(zip(self._names, self._masters, strict=True))
-        write_archive(state, folder / OPTIMIZER_FILE)
+        whole = isinstance(self._portion, WholeModel)
+        parameters: dict[str, ParameterState] = {}
+        for name, master in zip(self._names, self._masters, strict=True):
+            kept = dict(self._optimizer.state.get(master, {}))
+            if not (self._shared and whole):
+                kept["master"] = master.detach()
+            parameters[name] = kept
+        write_state(TrainState(parameters, random), folder)
 
     def write_model(self, path: Path) -> None:
         """Write the run's result; see ``Engine.write_model``."""
@@ -174,13 +183,19 @@ class TorchEngine:
     def load(self, folder: Path) -> None:
         """Read the whole training state; see ``Engine.load``."""
         self._portion.load(self.model, folder)
-        state = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-        self._optimizer.load_state_dict(state["optimizer"])
-        if not self._shared:
-            for name, master in zip(self._names, self._masters, strict=True):
-                master.data.copy_(state["masters"][name])
-        if self._group.rank < len(state["random"]):
-            set_random_state(state["random"][self._group.rank], self._device)
+        state = read_state(folder)
+        for name, master in zip(self._names, self._masters, strict=True):
+            kept = dict(state.parameters.get(name, {}))
+            if not self._shared:
+                master.data.copy_(kept["master"])
+            kept.pop("master", None)
+            self._optimizer.state[master] = {
+                key: tensor.to(master.device, copy=True) for key, tensor in kept.items()
+            }
+            if not kept:
+                del self._optimizer.state[master]
+        if self._group.rank < len(state.random):
+            set_random_state(state.random[self._group.rank], self._device)
 
     def _collect_gradients(self) -> None:
         if self._shared:
@@ -195,18 +210,3 @@ class TorchEngine:
     def _publish_masters(self) -> None:
         if not self._shared:
             torch._foreach_copy_(self._params, self._masters)
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of a process's random generators, by device."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
-    """Restore what ``random_state`` returned; a generator it does not know is left alone."""
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -126,10 +126,10 @@ def test_a_saved_state_continues_bit_for_bit(tmp_path: Path, dtype: torch.dtype)
 def test_masters_start_from_the_weights_as_they_are(tmp_path: Path) -> None:
     engine = engine_of(torch.bfloat16)
     engine.save(tmp_path)
-    masters = torch.load(tmp_path / "optimizer.pt", weights_only=True)["masters"]
+    parameters = torch.load(tmp_path / "optimizer.pt", weights_only=True)["parameters"]
     config = engine.model.config
     weights = init_weights(config, 3)
-    assert all(torch.equal(masters[name], tensor) for name, tensor in weights.items())
+    assert all(torch.equal(parameters[name]["master"], tensor) for name, tensor in weights.items())
     assert engine.model.emb.weight.dtype == torch.bfloat16
 
 
