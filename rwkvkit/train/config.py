@@ -47,8 +47,19 @@ class TrainConfig(Config):
     keeps also what a WKV kernel returns, which costs memory and saves running it twice."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile of the blocks; auto does it on a GPU where the run is long enough to pay."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 keeps fp32 masters; auto takes it where the device computes in it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """bf16 and fp16 keep fp32 masters; auto takes bf16 where the device computes in it. fp16 (with
+    loss scaling, through DeepSpeed) is for GPUs that do not."""
+    engine: Literal["auto", "torch", "deepspeed"] = "auto"
+    """What trains; auto takes DeepSpeed for several GPUs, or where a setting needs it."""
+    zero: Literal[0, 1, 2, 3] | None = None
+    """What DeepSpeed shares out among the processes: 1 the optimizer, 2 the gradients too, 3 the
+    weights too; 0 nothing. 2 unless given."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What DeepSpeed keeps in the host's memory: the optimizer, or also the weights (ZeRO-3)."""
+    deepspeed: str | None = None
+    """A file of DeepSpeed settings (.json, .yaml) or the name of one that ships; it may not
+    contradict the recipe."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     wkv: Literal["auto", "chunked", "naive"] = "auto"

@@ -10,7 +10,7 @@ import torch
 
 from rwkvkit.errors import RecipeError
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Card(NamedTuple):
@@ -71,8 +71,8 @@ def choose_placement(
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``auto``, ``fp32`` or ``bf16``.
-        begun_in: dtype of the run that is resumed, ``float32`` or ``bfloat16``; ``auto`` keeps it.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        begun_in: dtype of the run that is resumed, such as ``bfloat16``; ``auto`` keeps it.
         local_rank: number of this process on its machine, which is the number of its GPU.
 
     Raises:
@@ -111,7 +111,8 @@ def choose_placement(
         dtype, why = torch.bfloat16, "the GPU computes in it"
     else:
         dtype, why = torch.float32, "this device does not compute in bf16 at speed"
-    name = "fp32" if dtype == torch.float32 else "bf16 with fp32 masters"
+    short = next(name for name, each in _DTYPES.items() if each == dtype)
+    name = short if dtype == torch.float32 else f"{short} with fp32 masters"
     return Placement(place, dtype, (device_reason, f"precision {name}: {why}"))
 
 

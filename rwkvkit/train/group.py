@@ -17,6 +17,7 @@ T = TypeVar("T")
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 """How long a process waits for the others inside a step."""
 _PREPARATION_TIMEOUT = datetime.timedelta(days=14)
+_FAILURE_TIMEOUT = datetime.timedelta(seconds=10)
 _BUCKET = 1 << 24  # elements of one all-reduce
 
 
@@ -184,11 +185,17 @@ class Processes:
             yield
         except Exception as error:
             failure = error
+        self._turns += 1
         code = 0 if failure is None else getattr(failure, "exit_code", RwkvkitError.exit_code)
-        worst = max(self.gather(code))
+        self._store.set(f"end/{self._turns}/{self.rank}", str(code))
+        ends = [f"end/{self._turns}/{rank}" for rank in range(self.world)]
         if failure is not None:
+            # The others may wait for this one in the body: without it they never get to its end.
+            with contextlib.suppress(RuntimeError):
+                self._store.wait(ends, _FAILURE_TIMEOUT)
             raise failure
-        if worst:
+        self._store.wait(ends, COLLECTIVE_TIMEOUT)
+        if worst := max(int(self._store.get(end)) for end in ends):
             raise FailedElsewhere(worst)
 
 

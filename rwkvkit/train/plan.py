@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rwkvkit.train.backend import Backend, choose_backend
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Placement, choose_placement
@@ -20,6 +21,7 @@ class TrainPlan:
         schedule: learning rate and weight decay by step.
         save_every: optimizer steps between checkpoints.
         lines: each choice with its reason, for people.
+        backend: the engine.
         compile: whether torch.compile fuses the blocks.
     """
 
@@ -29,6 +31,7 @@ class TrainPlan:
     schedule: Schedule
     save_every: int
     lines: tuple[str, ...]
+    backend: Backend
     compile: bool = False
 
 
@@ -53,6 +56,7 @@ def plan_training(
         RecipeError: the machine lacks the device that the recipe asks for.
     """
     placement = choose_placement(config.device, config.precision, begun_in, local_rank)
+    backend = choose_backend(config, placement, processes)
     batch = config.global_batch(processes)
     tokens_per_step = batch * samples.sample_tokens
     exit_tokens = None if config.total_steps else (config.my_exit_tokens or samples.once)
@@ -81,6 +85,7 @@ def plan_training(
         save_reason = "a mini-epoch" if mini_epoch <= tenth else "a tenth of the run"
     lines = (
         *placement.reasons,
+        backend.reason,
         f"global batch {batch} samples = micro_bsz {config.micro_bsz}"
         f" x accumulate_grad_batches {config.accumulate_grad_batches}"
         + (f" x {processes} processes" if processes > 1 else "")
@@ -89,4 +94,4 @@ def plan_training(
         f"{schedule.steps:,} steps: {end}",
         f"a checkpoint every {save_every} steps: {save_reason}; the newest {config.keep} stay",
     )
-    return TrainPlan(config, batch, placement, schedule, save_every, lines)
+    return TrainPlan(config, batch, placement, schedule, save_every, lines, backend)

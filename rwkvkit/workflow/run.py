@@ -21,11 +21,12 @@ from rwkvkit.model.flops import train_flops
 from rwkvkit.recipe.dataset import dataset_prefix, make_build
 from rwkvkit.recipe.schema import Recipe
 from rwkvkit.train.adapt import apply_tuning, check_tuning, rate_hint, result_name
+from rwkvkit.train.backend import choose_backend
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.compile import choose_compile
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Placement, choose_placement, peak_flops
-from rwkvkit.train.engine import TorchEngine
+from rwkvkit.train.engine import Engine, TorchEngine
 from rwkvkit.train.estimate import Setup
 from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.loop import RunFiles, train
@@ -95,7 +96,8 @@ class Run:
                 where="sample",
                 hint="leave `sample` out, or set model.head_qk to 0",
             )
-        choose_placement(run.settings.device, run.settings.precision)
+        placement = choose_placement(run.settings.device, run.settings.precision)
+        choose_backend(run.settings, placement, processes)
         choose_trackers(run.settings.trackers)
         if recipe.prepare is None:
             run.data()
@@ -326,7 +328,7 @@ class Run:
                 )
             yield
 
-    def _engine(self, plan: TrainPlan, sha256: str, group: Group) -> TorchEngine:
+    def _engine(self, plan: TrainPlan, sha256: str, group: Group) -> Engine:
         model = build_model(
             self.model_config,
             read_checkpoint(self.weights.path),
@@ -339,13 +341,21 @@ class Run:
             model,
             self.settings.tuning,
             base,
-            device=plan.placement.device,
+            # ZeRO-3 cuts the weights up on the host: as a whole they may not fit a GPU.
+            device=torch.device("cpu") if plan.backend.zero == 3 else plan.placement.device,
             dtype=plan.placement.dtype,
             seed=self.recipe.seed,
         )
         if plan.compile:
             model.compile_blocks()
-        return TorchEngine(model.train(), self.settings, plan.placement.dtype, portion, group)
+        dtype, device = plan.placement.dtype, plan.placement.device
+        if plan.backend.engine == "torch":
+            return TorchEngine(model.train(), self.settings, dtype, portion, group)
+        from rwkvkit.train.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(
+            model.train(), self.settings, plan.backend, dtype, device, portion, group
+        )
 
     def _record(self, data: Binidx, plan: TrainPlan) -> dict[str, Any]:
         """Return all that decides the weights the run ends with."""
@@ -359,7 +369,7 @@ class Run:
     def _recipe_record(self) -> dict[str, Any]:
         free = {"device", "wkv", "grad_cp", "compile", "save_every", "keep", "precision"}
         free |= {"trackers", "tracker_project", "profile"}
-        free |= {"trackers", "tracker_project", "evaluate"}
+        free |= {"evaluate", "engine", "zero", "offload", "deepspeed"}
         batch = {"micro_bsz", "accumulate_grad_batches"}
         return {
             "seed": self.recipe.seed,

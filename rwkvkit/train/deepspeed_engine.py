@@ -1,0 +1,359 @@
+"""The engine on DeepSpeed: ZeRO stages 1 to 3, offload, bf16, fp16 and fp32. Nothing else uses it.
+
+It has run over gloo on a CPU; it has not run on a GPU yet.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rwkvkit.errors import DataError, DivergedError, SetupError
+from rwkvkit.model.checkpoint import read_checkpoint
+from rwkvkit.train.backend import Backend
+from rwkvkit.train.batch import Batch
+from rwkvkit.train.config import TrainConfig
+from rwkvkit.train.engine import StepResult
+from rwkvkit.train.group import COLLECTIVE_TIMEOUT, Group
+from rwkvkit.train.optimizer import optimizer_groups
+from rwkvkit.train.portion import MODEL_FILE, Portion
+from rwkvkit.train.state import (
+    ParameterState,
+    TrainState,
+    random_state,
+    read_state,
+    set_random_state,
+    write_state,
+)
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_WARM_UPS = 40  # halvings of the fp16 loss scale until a first step counts
+
+
+class DeepSpeedEngine:
+    """DeepSpeed around a model: AdamW over float32 masters that the processes share out.
+
+    Its checkpoints are those of ``TorchEngine``: tensors by parameter, gathered one at a time and
+    written by the processes in turn, so another engine, stage or number of processes reads them.
+
+    Args:
+        model: with float32 weights; on the CPU for stage 3, otherwise on its device.
+        config: the recipe's settings.
+        backend: the stage and DeepSpeed's settings.
+        dtype: of the forward and backward pass.
+        device: where to train.
+        portion: what of the model is saved.
+        group: the processes of the run.
+
+    Raises:
+        SetupError: DeepSpeed is not installed, or cannot start.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        backend: Backend,
+        dtype: torch.dtype,
+        device: torch.device,
+        portion: Portion,
+        group: Group,
+    ) -> None:
+        self.model = model
+        self._portion, self._group, self._device = portion, group, device
+        self._micro_bsz, self._sharded = config.micro_bsz, backend.zero == 3
+        self._deepspeed = _import(device, group)
+        groups = optimizer_groups(
+            model, weight_decay=config.weight_decay, lr_scale=config.tuning.lr_scale
+        )
+        self._params: dict[str, nn.Parameter] = {}
+        for each in groups:
+            self._params |= dict(zip(each["names"], each["params"], strict=True))
+        self._model_dtype = dtype
+        masters = {} if dtype == torch.float32 else _rounded(self._params, dtype)
+        model.to(dtype)
+        settings = dict(backend.settings)
+        with _quietly():
+            if self._sharded:
+                self._deepspeed.zero.Init(module=model, config_dict_or_path=settings, dtype=dtype)
+            self._engine, self._optimizer, _, _ = self._deepspeed.initialize(
+                model=model,
+                optimizer=self._adamw(groups, config),
+                config=settings,
+                dist_init_required=False,
+            )
+        for name, master in masters.items():
+            self._set(self._params[name], master)
+
+    def step(self, batch: Batch, *, lr: float, weight_decay: float) -> StepResult:
+        """Take one optimizer step; see ``Engine.step``."""
+        counted = max(1.0, self._group.sum(batch.counted))
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+            group["weight_decay"] = weight_decay if group["decays"] else 0.0
+        loss = torch.zeros((), device=self._device)
+        passes = batch.split(len(batch.x) // self._micro_bsz)
+        for number, micro in enumerate(passes, 1):
+            share = micro.counted / counted
+            micro = micro.to(self._device)
+            self._engine.set_gradient_accumulation_boundary(number == len(passes))
+            part = self._engine(micro.x, None, micro.resets, micro.y, micro.mask) * share
+            # DeepSpeed takes the mean over the processes; the shares add up to the whole.
+            self._engine.backward(part * self._group.world, scale_wrt_gas=False)
+            loss += part.detach()
+        with _quietly():
+            self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        applied = self._engine.was_step_applied()
+        return StepResult(
+            self._group.sum(loss.item()),
+            float("nan") if norm is None else float(norm),
+            skipped=not applied,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the whole training state; see ``Engine.save``."""
+        random = self._group.gather(random_state(self._device))
+        parameters: dict[str, ParameterState] = {}
+        step = self._steps()
+        self._link_moments()
+        broken = None
+        for number, (name, param) in enumerate(self._params.items()):
+            kept = {"master": self._get(param)}
+            if step is not None:
+                kept |= {moment: self._get(param, moment) for moment in _MOMENTS}
+                kept["step"] = step
+            if not kept["master"].isfinite().all():
+                broken = broken or name
+            if number % self._group.world == self._group.rank:
+                parameters[name] = {key: tensor.cpu() for key, tensor in kept.items()}
+        if broken:
+            raise DivergedError(f"values in {broken} that are not finite")
+        weights = self._weights()
+        more = {"loss_scale": float(self._optimizer.loss_scale)} if self._scales else {}
+        if self._group.rank == 0:
+            self._portion.save(weights, folder)
+            write_state(TrainState(parameters, random, more), folder)
+        else:
+            write_state(TrainState(parameters), folder, self._group.rank)
+
+    def load(self, folder: Path) -> None:
+        """Read the whole training state, of any engine; see ``Engine.load``."""
+        state = read_state(folder)
+        weights = read_checkpoint(folder / MODEL_FILE) if (folder / MODEL_FILE).exists() else {}
+        if missing := [n for n in self._params if n not in state.parameters]:
+            raise DataError(f"holds no state of {missing[0]}", where=str(folder))
+        if any("exp_avg" in kept for kept in state.parameters.values()):
+            self._make_moments()
+        for name, param in self._params.items():
+            kept = state.parameters[name]
+            self._set(param, kept["master"] if "master" in kept else weights[name])
+            for moment in _MOMENTS:
+                if moment in kept:
+                    self._set(param, kept[moment], moment)
+        steps = [kept["step"] for kept in state.parameters.values() if "step" in kept]
+        if steps:
+            self._set_steps(float(max(steps)))
+        if self._scales and "loss_scale" in state.more:
+            self._optimizer.loss_scaler.cur_scale = state.more["loss_scale"]
+        if self._group.rank < len(state.random):
+            set_random_state(state.random[self._group.rank], self._device)
+
+    def write_model(self, path: Path) -> None:
+        """Write the run's result; see ``Engine.write_model``."""
+        weights = self._weights()
+        if self._group.rank == 0:
+            self._portion.write(weights, path)
+
+    def _adamw(self, groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+        own = [
+            {
+                "params": group["params"],
+                "lr_scale": group["lr_scale"],
+                "decays": group["weight_decay"] > 0,
+            }
+            for group in groups
+        ]
+        rates: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.adam_eps}
+        if config.offload == "none":
+            return torch.optim.AdamW(own, **rates)
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        try:
+            return DeepSpeedCPUAdam(own, **rates, adamw_mode=True)  # compiled at its first use
+        except Exception as error:  # of the many kinds a failed compilation raises
+            raise SetupError(
+                f"DeepSpeed cannot compile its Adam for the CPU: {str(error).splitlines()[0]}",
+                where="train.offload",
+                hint="install a C++ compiler and ninja, or set train.offload to none",
+            ) from error
+
+    @property
+    def _scales(self) -> bool:
+        return self._model_dtype == torch.float16
+
+    def _states(self) -> list[dict[str, Any]]:
+        """Return AdamW's own states, of the flat tensors this process holds."""
+        inner = getattr(self._optimizer, "optimizer", self._optimizer)
+        return [state for state in inner.state.values() if "step" in state]
+
+    def _steps(self) -> Tensor | None:
+        """Return the updates done, the same in every process; None before the first."""
+        own = max((float(state["step"]) for state in self._states()), default=0.0)
+        done = max(self._group.gather(own))
+        return torch.tensor(done) if done else None
+
+    def _set_steps(self, done: float) -> None:
+        for state in self._states():
+            is_tensor = isinstance(state["step"], Tensor)
+            state["step"] = torch.full_like(state["step"], done) if is_tensor else int(done)
+
+    def _make_moments(self) -> None:
+        """Have DeepSpeed make the moments, which are there after a first update: one without rate.
+
+        Whatever it changes is set afterwards.
+        """
+        idx = torch.zeros((self._micro_bsz, 2), dtype=torch.int64)
+        for _ in range(_WARM_UPS):
+            if self.step(Batch(idx, idx), lr=0.0, weight_decay=0.0).skipped is False:
+                self._link_moments()
+                return
+        raise SetupError("DeepSpeed made no moments", where="train.engine", hint="report this")
+
+    def _link_moments(self) -> None:
+        """Tell stages 1 and 2 where a parameter's moments are.
+
+        DeepSpeed does so after the update of the first parameter group, when the other groups have
+        none yet.
+        """
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        own = self._optimizer
+        flat = getattr(own, "single_partition_of_fp32_groups", [])
+        for params, partition in zip(getattr(own, "bit16_groups", []), flat, strict=True):
+            if own.optimizer.state[partition]:
+                lazy_init_hp_params_optimizer_state(params, partition, own.optimizer.state)
+
+    def _get(self, param: nn.Parameter, moment: str | None = None) -> Tensor:
+        """Return a whole master or moment, float32, gathered from the processes."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if moment is None:
+            whole = safe_get_full_fp32_param(param)
+        else:
+            whole = safe_get_full_optimizer_state(param, moment)
+        return whole.view(_shape(param))
+
+    def _set(self, param: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
+        """Set a whole master, and the weight that is its rounded copy, or a moment."""
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        if self._sharded:
+            part = _part_of(param, value, self._group.rank)
+            if moment is None:
+                safe_set_local_fp32_param(param, part)
+            else:
+                safe_set_local_optimizer_state(param, part, moment)
+        elif moment is None:
+            safe_set_full_fp32_param(param, value.to(param.device))
+        else:
+            safe_set_full_optimizer_state(param, value.to(param.device), moment)
+        if moment is None:
+            with self._whole([param]), torch.no_grad():
+                param.copy_(value)
+
+    @contextlib.contextmanager
+    def _whole(self, params: list[nn.Parameter]) -> Iterator[None]:
+        """Gather parameters that stage 3 has cut up; what rank 0 makes of them stays."""
+        if not self._sharded:
+            yield
+            return
+        with self._deepspeed.zero.GatheredParameters(params, modifier_rank=0):
+            yield
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the weights by name in rank 0, and nothing in the others."""
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            with self._whole([tensor] if hasattr(tensor, "ds_id") else []):
+                if self._group.rank == 0:
+                    tensors[name] = tensor.detach().cpu().clone()
+        return tensors
+
+
+def _import(device: torch.device, group: Group) -> Any:
+    """Import DeepSpeed without its talk, and see that it finds a process group."""
+    try:
+        with _quietly():
+            import deepspeed
+    except ImportError as error:
+        raise SetupError(
+            f"DeepSpeed cannot be imported: {error}",
+            where="train.engine",
+            hint="pip install deepspeed, or set train.engine to torch",
+        ) from error
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # A shared-memory operator that it would compile at its start, for inference on CPUs.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=dist.HashStore(),
+            rank=0,
+            world_size=1,
+            timeout=COLLECTIVE_TIMEOUT,
+        )
+    os.environ.setdefault("LOCAL_RANK", str(group.local_rank))  # it insists
+    with _quietly():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=COLLECTIVE_TIMEOUT)
+    return deepspeed
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep DeepSpeed's notes off the terminal; its errors come as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _rounded(params: dict[str, nn.Parameter], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return copies of the weights that ``dtype`` cannot hold exactly."""
+    return {
+        name: param.detach().to("cpu", copy=True)
+        for name, param in params.items()
+        if not torch.equal(param, param.to(dtype).to(param.dtype))
+    }
+
+
+def _shape(param: nn.Parameter) -> torch.Size:
+    shape: torch.Size = getattr(param, "ds_shape", param.shape)
+    return shape
+
+
+def _part_of(param: Any, value: Tensor, rank: int) -> Tensor:
+    """Return the part of a whole tensor that stage 3 keeps in a process, zeros beyond its end."""
+    size = param.ds_tensor.numel()
+    part = value.flatten()[rank * size : (rank + 1) * size].to(torch.float32)
+    return nn.functional.pad(part, (0, size - part.numel())).to(param.ds_tensor.device)
