@@ -102,6 +102,12 @@ def choose_placement(
         device_reason = f"device cpu, {threads} threads: " + (
             "the recipe says so" if device == "cpu" else "torch sees no GPU"
         )
+    if precision == "fp16" and place.type == "cpu":
+        raise RecipeError(
+            "fp16 trains on a GPU only",
+            where="train.precision",
+            hint="set train.precision to bf16 or fp32, or leave it out",
+        )
     native_bf16 = place.type == "cuda" and torch.cuda.get_device_capability(place) >= (8, 0)
     if precision != "auto":
         dtype, why = _DTYPES[precision], "the recipe says so"

@@ -211,7 +211,11 @@ class Run:
         return forecast(self._setup(place), place.device, compiled=bool(plan and plan.compile))
 
     def _setup(self, placement: Placement) -> Setup:
-        return setup_of(self.settings, self.model_config, self.recipe.ctx_len, placement)
+        setup = setup_of(self.settings, self.model_config, self.recipe.ctx_len, placement)
+        backend = choose_backend(self.settings, placement, self.processes)
+        return replace(
+            setup, zero=backend.zero, world=self.processes, offload=self.settings.offload
+        )
 
     def status(self, data: Binidx, plan: TrainPlan) -> Status:
         """Say whether training is complete.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)  # several starts of two processes in a test
 STEPS = 60
 SOLO = ("--set", "train.micro_bsz=2", "--set", f"train.total_steps={STEPS}")
 TWO = ("--set", "train.micro_bsz=1", "--set", f"train.total_steps={STEPS}", "--processes", "2")
@@ -75,7 +76,7 @@ def test_cut_short_again_and_again_it_goes_on_as_if_it_had_not_been(folder, run,
     process, ranks = launch(random.randint(5, 16))
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 5
     assert err.count("error: ") == 1
     assert "process 1 of the run was killed by SIGKILL" in err
@@ -91,7 +92,7 @@ def test_cut_short_again_and_again_it_goes_on_as_if_it_had_not_been(folder, run,
     # SIGTERM to the launcher: all stop after the same step, and a checkpoint is saved.
     process, ranks = launch(random.randint(34, 44))
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.count("SIGTERM after step") == 1
     assert_gone(ranks)
@@ -106,7 +107,7 @@ def test_two_processes_resume_bit_for_bit_and_torchrun_starts_them_too(folder, r
     """x060 with dropout: the random states of each process count."""
     model = ("--set", "model.arch=x060", "--set", "train.dropout=0.1")
     process = start("train", "r.yaml", *TWO, *model, "--set", "run_dir=whole", "--json")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert json.loads(out)["step"] == STEPS
     assert "2 processes, started by rwkvkit" in err
@@ -116,13 +117,13 @@ def test_two_processes_resume_bit_for_bit_and_torchrun_starts_them_too(folder, r
     process = start("train", "r.yaml", *TWO, *model, "--set", "run_dir=cut")
     wait_for_step(folder / "cut", 20, process)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 130
 
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--standalone", "-m", "rwkvkit", "train", "r.yaml", *TWO[:-2], *model]
     again = subprocess.run(
-        [*command, "--set", "run_dir=cut"], cwd=folder, capture_output=True, text=True, timeout=120
+        [*command, "--set", "run_dir=cut"], cwd=folder, capture_output=True, text=True, timeout=200
     )
     assert again.returncode == 0, again.stderr
     assert "2 processes, started by torchrun" in again.stderr
@@ -155,14 +156,14 @@ def test_a_full_disk_and_a_mistake_are_said_once(folder, run, start) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest * 3 // 2, largest * 3 // 2))
 
     process = start("train", "r.yaml", *TWO, "--json", preexec_fn=limit)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 5, err
     assert err.count("the checkpoint of step 3 could not be saved") == 1
     assert json.loads(out)["error"]["exit_code"] == 5
     assert list((folder / "out/tiny/checkpoints").iterdir()) == []
 
     process = start("train", "r.yaml", *TWO, "--set", "model.vocab_size=100")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 4, err
     assert err.count("error: ") == 1
 
