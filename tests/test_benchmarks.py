@@ -1,6 +1,9 @@
 """The benchmarks run, on sizes that say nothing about speed."""
 
+import argparse
+import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +50,32 @@ def test_benchmark(tmp_path: Path, script: str, size: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())
     assert {"date", "command", "hardware"} <= results.keys()
+
+
+def test_the_gpu_check_walks_without_a_gpu(tmp_path: Path) -> None:
+    script = ROOT / "benchmarks/gpu_check.sh"
+    command = ["bash", script, tmp_path, "--device", "cpu", "--tiny"]
+    folder = Path(sys.executable).parent  # python3 is the interpreter of this test
+    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("all sections passed")
+    found = json.loads((tmp_path / "gpu-check.json").read_text())["sections"]
+    for name in ("compile", "correctness", "operators", "head", "steps"):
+        assert found[name]["ok"], found[name]
+        assert found[name]["rows"]
+    assert found["sanitizer"]["note"].startswith("not run")
+
+
+def test_the_gpu_check_names_what_failed_and_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    gpu_check = importlib.import_module("gpu_check")
+    settings = argparse.Namespace(device="cpu", tiny=True, out=None, section=None)
+    assert "KeyError: 'nothing'" in gpu_check._run("nothing", 60, settings)["note"]
+    assert gpu_check._run("steps", 1, settings)["note"] == "not run: the time was used up"
+    monkeypatch.setitem(gpu_check._NEEDED, "nowhere.to.be.found", "a-package")
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
+    assert gpu_check.main() == 5
+    assert "missing: a-package" in capsys.readouterr().out

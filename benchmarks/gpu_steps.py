@@ -1,0 +1,167 @@
+"""Sections of ``gpu_check.py``: the head with its loss, and whole training steps."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Iterator
+
+import torch
+from gpu_operators import error_of
+from gpu_timing import Row, timed
+from torch import Tensor
+
+
+def head(settings: argparse.Namespace) -> Iterator[Row]:
+    """Compare and time the head with its loss, in chunks and with the logits whole."""
+    from rwkvkit.model.loss import head_loss, lm_loss
+
+    tokens, width, vocab = (40, 16, 99) if settings.tiny else (32768, 2048, 65536)
+    generator = torch.Generator().manual_seed(0)
+    dtype = torch.bfloat16 if settings.device == "cuda" else torch.float32
+
+    def randn(*of: int) -> Tensor:
+        x = torch.randn(*of, generator=generator)
+        return x.to(settings.device, dtype).requires_grad_()
+
+    hidden, weight = randn(tokens, width), randn(vocab, width)
+    with torch.no_grad():
+        weight *= 0.02
+    targets = torch.randint(vocab, (tokens,), generator=generator).to(settings.device)
+
+    def chunked(count: int) -> list[Tensor]:
+        loss = head_loss(hidden[:count], weight, targets[:count])
+        return [loss.detach(), *torch.autograd.grad(loss, (hidden, weight))]
+
+    def whole(count: int) -> list[Tensor]:
+        loss = lm_loss(hidden[:count] @ weight.mT, targets[:count])
+        return [loss.detach(), *torch.autograd.grad(loss, (hidden, weight))]
+
+    few = min(tokens, 2048)
+    error = max(map(error_of, chunked(few), whole(few)))
+    yield {"what": "chunks against whole logits", "error": error, "ok": error < 2e-2}
+    yield {"what": "chunks", **timed(lambda: chunked(tokens), settings)}
+    yield {"what": "whole logits", **timed(lambda: whole(tokens), settings)}
+
+
+_CATEGORIES = (
+    ("wkv", r"wkv"),
+    ("products", r"gemm|nvjet|cutlass|cublas|xmma|aten::(mm|addmm|bmm|linear)"),
+    ("optimizer", r"adam|multi_tensor|foreach"),
+    ("norms", r"norm"),
+)
+
+
+def steps(settings: argparse.Namespace) -> Iterator[Row]:
+    """Whole training steps of an x070: tokens/s, MFU, peak memory, where the time goes."""
+    return _all_steps(settings, compiled=False)
+
+
+def compiled_steps(settings: argparse.Namespace) -> Iterator[Row]:
+    """The same with the blocks compiled."""
+    return _all_steps(settings, compiled=True)
+
+
+def _all_steps(settings: argparse.Namespace, *, compiled: bool) -> Iterator[Row]:
+    if settings.tiny:
+        sizes = [(2, 64, 2, 32, False)]
+    else:  # n_layer, n_embd, samples, ctx_len, grad_cp
+        sizes = [(12, 768, 16, 512, False), (24, 2048, 8, 4096, False), (32, 4096, 4, 4096, True)]
+    for size in sizes:
+        try:
+            yield _step(*size, compiled=compiled, settings=settings)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"[:400]
+            yield {"what": _size_name(*size[:4], compiled), "error": text, "ok": False}
+        if settings.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _size_name(n_layer: int, n_embd: int, samples: int, ctx_len: int, compiled: bool) -> str:
+    return f"L{n_layer}-C{n_embd} b{samples} T{ctx_len}" + (" compiled" if compiled else "")
+
+
+def _step(
+    n_layer: int,
+    n_embd: int,
+    samples: int,
+    ctx_len: int,
+    grad_cp: bool,
+    *,
+    compiled: bool,
+    settings: argparse.Namespace,
+) -> Row:
+    from rwkvkit.model.config import ModelConfig
+    from rwkvkit.model.flops import train_flops
+    from rwkvkit.model.rwkv import RWKV
+    from rwkvkit.train.batch import Batch
+    from rwkvkit.train.config import TrainConfig
+    from rwkvkit.train.device import card_of
+    from rwkvkit.train.engine import TorchEngine
+    from rwkvkit.train.estimate import Setup, estimate_memory
+
+    on_gpu = settings.device == "cuda"
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    vocab = 99 if settings.tiny else 65536
+    config = ModelConfig(arch="x070", n_layer=n_layer, n_embd=n_embd, vocab_size=vocab)
+    setup = Setup(config, samples, ctx_len, dtype, grad_cp, on_gpu=on_gpu)
+    memory = estimate_memory(setup)
+    state = memory.weights + memory.masters + memory.moments + memory.gradients
+    available = torch.cuda.mem_get_info()[0] if on_gpu else math.inf
+    with_optimizer = state < 0.6 * available  # the rest is for activations
+    with torch.device("meta"):
+        model = RWKV(config, grad_cp=grad_cp)
+    model = model.to(torch.float32 if with_optimizer else dtype).to_empty(device=settings.device)
+    generator = torch.Generator(settings.device).manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.02, generator=generator)
+    if compiled:
+        model.compile_blocks()
+    idx = torch.randint(vocab, (samples, ctx_len + 1), generator=torch.Generator().manual_seed(0))
+    batch = Batch(idx[:, :-1].contiguous(), idx[:, 1:].contiguous())
+    if with_optimizer:
+        train = TrainConfig(micro_bsz=samples, lr_init=1e-4, lr_final=1e-4)
+        engine = TorchEngine(model.train(), train, dtype)
+
+        def run() -> object:
+            return engine.step(batch, lr=1e-4, weight_decay=0.0)
+
+    else:
+        x, y = (t.to(settings.device) for t in (batch.x, batch.y))
+
+        def run() -> object:
+            model.zero_grad(set_to_none=True)
+            model.loss(x, y).backward()
+            return None
+
+    row: Row = {"what": _size_name(n_layer, n_embd, samples, ctx_len, compiled)}
+    row |= timed(run, settings)
+    if not row["ok"]:
+        return row
+    tokens_per_s = samples * ctx_len / row["ms"] * 1e3
+    row |= {"tokens_per_s": tokens_per_s, "with_optimizer": with_optimizer}
+    if with_optimizer:
+        row["estimated_gb_with_portable_operators"] = memory.total / 1e9
+    card = card_of(torch.cuda.get_device_name()) if on_gpu else None
+    if card:
+        row["mfu"] = train_flops(config) * tokens_per_s / (card.tflops * 1e12)
+    row["breakdown_ms"] = _breakdown(run, on_gpu)
+    return row
+
+
+def _breakdown(run: Callable[[], object], on_gpu: bool) -> dict[str, float]:
+    """Milliseconds of a step by kind of kernel."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        run()
+    found: dict[str, float] = {}
+    for event in profiler.key_averages():
+        time_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        name = event.key.lower()
+        kind = next((kind for kind, words in _CATEGORIES if re.search(words, name)), "elementwise")
+        if not on_gpu or event.device_type != DeviceType.CPU:
+            found[kind] = found.get(kind, 0.0) + time_us / 1e3
+    return {kind: round(ms, 3) for kind, ms in sorted(found.items(), key=lambda x: -x[1])}
