@@ -137,3 +137,24 @@ def test_evaluate_says_what_is_wrong(split, run) -> None:
     absent = run("evaluate", "absent.pth", "out/tiny/data")
     assert absent.code == 4
     assert "no such file" in absent.err
+
+
+def test_two_processes_find_what_one_finds(split, run, start) -> None:
+    settings = ["--set", "train.sampling.order=packed", "--set", "train.evaluate.every=6"]
+    alone = run("train", "r.yaml", *settings)
+    assert alone.code == 0, alone.err
+    one = rows(split)
+    two = ["--processes", "2", "--set", "run_dir=two", "--set", "train.micro_bsz=1"]
+    process = start("train", "r.yaml", *settings, *two)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert said.count("step 12: val_loss") == 1
+    shutil.move(split / "two/metrics.jsonl", split / "out/tiny/metrics.jsonl")
+    for ours, theirs in zip(rows(split), one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert (split / "two/samples.jsonl").read_text() == (
+        split / "out/tiny/samples.jsonl"
+    ).read_text()
+    best = weights(split / "out/tiny/best.pth")
+    for name, tensor in weights(split / "two/best.pth").items():
+        torch.testing.assert_close(tensor, best[name], rtol=1e-3, atol=1e-5)
