@@ -12,7 +12,7 @@ from rwkvkit.model.rwkv import RWKV
 _PROMPT_PIECE = 256  # tokens of a prompt read at once; bounds the logits held for them
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a training engine gathers here, it trains with later
 def generate_tokens(
     model: RWKV,
     prompt_ids: Sequence[int],
