@@ -12,7 +12,7 @@ from rwkvkit.ops.cuda import wkv6_kernels as kernels
 from rwkvkit.ops.cuda.compile import Program
 
 BF16 = 5e-3  # rounding the results alone is 1.7e-3
-STARTS = [0, 3, 16, 17, 40, 79, 96, 200, 249]
+STARTS = [3, 16, 17, 40, 79, 96, 200, 249]
 
 Emulators = Callable[[Program], Emulator]
 
