@@ -139,9 +139,9 @@ DEVICE void walk(const Call &call, const Head &head, int panel) {
             if constexpr (KEY_SIDE) {
                 Exchange &exchange = shared.exchange[at.warp];
                 key_side(keys, exchange, shared, i, starts, at);
-                __syncwarp();
+                __syncwarp();  // unseen in the emulator: the products meet the warp
                 finish_keys(keys, exchange, call.to, head, token, at.pair_of(panel), at);
-                __syncwarp();
+                __syncwarp();  // unseen in the emulator: the next chunk's products do
             }
         }
         __syncthreads();

@@ -35,6 +35,7 @@ struct Chunk {
     float dy[kTokens][kHead], u[kHead];
     int starts[kTokens];
 };
+static_assert(sizeof(Chunk) == SHARED_BYTES, "the launch must know it");
 
 // Where a thread stands: row (or column) `line` of the state, elements first … first + kPart - 1.
 struct Place {

@@ -12,11 +12,11 @@ B batch, T tokens, H heads, C chunks, L tokens in a chunk, N head size.
 import torch
 from torch import Tensor
 
-from rwkvkit.errors import UsageError
 from rwkvkit.ops import chunks, inputs
 from rwkvkit.ops.inputs import Impl
 
 CHUNK = 32  # the fastest of 8, 16, 32 and 64, forward and backward on a CPU
+KERNEL_SHARED_BYTES = {64: 97280, 128: 80384}  # a block of the chunked backward, by head size
 
 
 def wkv6(
@@ -33,29 +33,34 @@ def wkv6(
 ) -> tuple[Tensor, Tensor]:
     """Run the RWKV-6 recurrence over T tokens; differentiable in every floating input.
 
-    Computed in float32, in float64 if an input is, whatever autocast says. Any decay is exact:
-    no exponent is clamped, and none is positive in either form.
+    Computed in float32, in float64 if an input is, whatever autocast says. Any decay is exact
+    but with ``cuda``: no exponent is clamped, and none is positive in either form.
 
     Args:
         r: receptance [B, T, H, N].
         k: key [B, T, H, N].
         v: value [B, T, H, N].
-        log_w: logarithm of the decay [B, T, H, N], <= 0; [1, T, H, N] where the batch shares it.
+        log_w: logarithm of the decay [B, T, H, N], <= 0; [1, T, H, N] where the batch shares it,
+            [H, N] where the tokens do, too.
         u: bonus of the current token [H, N].
         state: S [B, H, N, N] as [key, value] before the first token; None: ``origin``.
         resets: bool [B, T], True at a token before which the state becomes ``origin``.
         origin: the state of a document's start [H, N, N], [key, value]; None: zero.
-        impl: ``naive`` (a loop over tokens), ``chunked``, or ``auto``: naive for one token.
+        impl: ``naive`` (a loop over tokens), ``chunked`` (PyTorch products), ``cuda`` (kernels on
+            tensor cores: inputs are rounded to v's bf16 or fp16, the state is fp32, and a decay
+            below e^-10.4 is e^-10.4), ``precise`` (fp32 kernels; on a CPU PyTorch products with a
+            backward pass of their own), or ``auto``; see ``ops.inputs.choose``.
 
     Returns:
         y [B, T, H, N] in v's dtype, and the state [B, H, N, N] after the last token in the
         precision of the computation.
 
     Raises:
-        UsageError: shapes do not fit together, or ``impl`` is unknown.
+        UsageError: shapes do not fit together, or ``impl`` is unknown or cannot run on them.
+        SetupError: the kernels cannot be compiled.
     """
     batch, tokens, heads, size = r.shape
-    if log_w.shape != (1, *r.shape[1:]):
+    if log_w.shape not in ((1, *r.shape[1:]), r.shape[2:]):
         inputs.check({"log_w": log_w}, {"log_w": tuple(r.shape)})
     optional = {"state": state, "resets": resets, "origin": origin}
     inputs.check(
@@ -69,10 +74,11 @@ def wkv6(
         },
     )
     dtype = inputs.compute_dtype(r, k, v, log_w, u, state, origin)
-    choice = inputs.choose(impl, r.device, v.dtype, tokens, None)
+    choice = inputs.choose(impl, r.device, v.dtype, tokens, KERNEL_SHARED_BYTES.get(size))
     if choice.impl in ("cuda", "precise"):
-        raise UsageError(f"impl {choice.impl!r} is RWKV-7's alone", where="wkv", hint="use 'auto'")
+        return _kernels(r, k, v, log_w, u, state, resets, origin, choice.impl)
     run = _naive if choice.impl == "naive" else _chunked
+    log_w = log_w.expand(-1 if log_w.dim() == 4 else 1, tokens, heads, size)
     with torch.autocast(r.device.type, enabled=False):
         y, final = run(
             r.to(dtype),
@@ -110,17 +116,35 @@ def wkv5(
         state: S [B, H, N, N] as [key, value] before the first token; None: ``origin``.
         resets: bool [B, T], True at a token before which the state becomes ``origin``.
         origin: the state of a document's start [H, N, N], [key, value]; None: zero.
-        impl: ``naive``, ``chunked`` or ``auto``.
+        impl: as for :func:`wkv6`.
 
     Returns:
         y [B, T, H, N] in v's dtype, and the state [B, H, N, N] after the last token.
 
     Raises:
-        UsageError: shapes do not fit together, or ``impl`` is unknown.
+        UsageError: shapes do not fit together, or ``impl`` is unknown or cannot run on them.
+        SetupError: the kernels cannot be compiled.
     """
     inputs.check({"log_w": log_w}, {"log_w": tuple(r.shape[2:])})
-    in_time = log_w.expand(1, r.shape[1], *log_w.shape)
-    return wkv6(r, k, v, in_time, u, state, resets, origin=origin, impl=impl)
+    return wkv6(r, k, v, log_w, u, state, resets, origin=origin, impl=impl)
+
+
+def _kernels(
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_w: Tensor,
+    u: Tensor,
+    state: Tensor | None,
+    resets: Tensor | None,
+    origin: Tensor | None,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    """Hand over to the registered operator."""
+    from rwkvkit.ops.cuda.wkv6 import wkv
+
+    with torch.autocast(r.device.type, enabled=False):
+        return wkv(r, k, v, log_w, u, state, resets, origin, precise=impl == "precise")
 
 
 def _naive(

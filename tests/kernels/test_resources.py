@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from rwkvkit.ops.cuda.compile import ARCHITECTURES, Program, compile_program, toolkit_versions
+from rwkvkit.ops.cuda.wkv6_kernels import programs as wkv6_programs
 from rwkvkit.ops.cuda.wkv7_kernels import Shape
 from rwkvkit.ops.cuda.wkv7_kernels import programs as wkv7_programs
 
 RECORD = Path(__file__).parents[1] / "golden" / "kernels.json"
-PROGRAMS: dict[str, Program] = {**wkv7_programs()}
+PROGRAMS: dict[str, Program] = {**wkv7_programs(), **wkv6_programs()}
 
 # Shared memory that a block can have, in bytes, and the kernels that are not for all of them.
 SHARED = dict(zip(ARCHITECTURES, (166912, 101376, 101376, 232448, 232448, 101376), strict=True))

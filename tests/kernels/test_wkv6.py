@@ -7,7 +7,9 @@ import torch
 from emulator import Emulator, waits
 from wkv6_cases import Case, error, exact, make, run
 
+from rwkvkit.ops import wkv5, wkv6
 from rwkvkit.ops.cuda import launch
+from rwkvkit.ops.cuda import wkv6 as operator
 from rwkvkit.ops.cuda import wkv6_kernels as kernels
 from rwkvkit.ops.cuda.compile import Program
 
@@ -129,24 +131,18 @@ def test_the_order_of_warps_changes_nothing(emulators, size):
 
 @pytest.mark.parametrize("file", ["wkv6_forward.cu", "wkv6_backward.cu"])
 def test_a_missing_barrier_shows(emulators, file):
-    """Of the block barriers each one; a warp's are met again at the shuffles that follow."""
     case = make((1, 100, 1, 64), state=True, dfinal=True)
     shape = kernels.Shape(64)
     forward = file == "wkv6_forward.cu"
     emulator = emulators(shape.forward_program() if forward else shape.backward_program())
     whole = run(case)
-    lines = [n for n in waits(file) if "__syncthreads" in emulator_line(file, n)]
+    lines = waits(file)
     assert len(lines) == (1 if forward else 2)
     for line in lines:
-        with emulator.without(file, line):
-            broken = run(case)
+        emulator.take_out(file, line)
+        broken = run(case)
         assert any(not torch.equal(broken[name], x) for name, x in whole.items()), line
-
-
-def emulator_line(file: str, number: int) -> str:
-    from rwkvkit.resources import bundled
-
-    return (bundled("kernels") / file).read_text().splitlines()[number - 1]
+    emulator.take_out("", 0)
 
 
 @pytest.mark.parametrize(
@@ -175,3 +171,28 @@ def test_precise(shape, op, w_raw, starts):
 
 def test_precise_without_states():
     compare(make((1, 20, 1, 64), dtype=torch.float32), limit=2e-6)
+
+
+@pytest.mark.parametrize("precise", [False, True])
+@pytest.mark.parametrize("op", ["wkv5", "wkv6"])
+def test_the_operator_hands_over_to_the_kernels(monkeypatch, op, precise):
+    """With a tuned state at each document's start, which is added to what the kernels compute."""
+    monkeypatch.setattr(operator, "_on_gpu", lambda _: True)
+    dtype = torch.float32 if precise else torch.bfloat16
+    case = make((2, 50, 1, 64), op=op, dtype=dtype, state=True, dfinal=True, starts=STARTS)
+    origin = torch.randn(1, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def gradients(exactly: bool) -> list[torch.Tensor]:
+        tensors = (*case.tensors, case.state, origin)
+        leaves = [(x.double() if exactly else x.clone()).requires_grad_() for x in tensors]
+        if exactly:
+            run_op = wkv5 if op == "wkv5" else wkv6
+            y, final = run_op(*leaves[:6], case.resets, origin=leaves[6], impl="naive")
+        else:
+            y, final = operator.wkv(*leaves[:6], case.resets, leaves[6], precise=precise)
+        loss = (y * case.dy).sum() + (final * case.dfinal).sum()
+        return [y, final, *torch.autograd.grad(loss, leaves)]
+
+    limit = 2e-6 if precise else BF16
+    found, want = gradients(False), gradients(True)
+    assert max(error(x, y) for x, y in zip(found, want, strict=True)) < limit

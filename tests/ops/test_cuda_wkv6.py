@@ -5,8 +5,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from wkv_cases import error, inputs, starts, states, value_and_grads
 
-from rwkvkit.ops import wkv5, wkv6
+from rwkvkit.errors import UsageError
+from rwkvkit.ops import rwkv6, wkv5, wkv6
 from rwkvkit.ops.cuda import wkv6 as cuda_wkv6
+from rwkvkit.ops.cuda.wkv6_kernels import Shape
 
 SHAPE = (2, 37, 2, 16)
 OPS = {"wkv5": wkv5, "wkv6": wkv6}
@@ -36,6 +38,25 @@ def test_gradients_of_every_input(op, with_state, with_origin, with_starts):
         leaves,
     )
     assert all(error(x, y) < 1e-9 for x, y in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("op", ["wkv5", "wkv6"])
+def test_precise_is_chosen_by_name(op):
+    tensors = inputs(op, SHAPE)
+    found, want = (
+        value_and_grads(OPS[op](*tensors, impl=impl), tensors) for impl in ("precise", "naive")
+    )
+    assert all(error(x, y) < 1e-9 for x, y in zip(found, want, strict=True))
+
+
+def test_cuda_is_refused_on_a_cpu():
+    with pytest.raises(UsageError, match="tensors are on cpu"):
+        wkv6(*inputs("wkv6", SHAPE), impl="cuda")
+
+
+def test_the_choice_knows_what_the_kernels_need():
+    needed = {size: Shape(size).backward_shared_bytes() for size in (64, 128)}
+    assert needed == rwkv6.KERNEL_SHARED_BYTES
 
 
 def test_origin_behind_strong_decays():

@@ -45,7 +45,7 @@ def wkv(
         CPU float64, if an input is).
     """
     exact = torch.float32
-    if not r.is_cuda:
+    if not _on_gpu(r):
         exact = inputs.compute_dtype(r, k, v, log_w, u, state, origin)
     dtype = exact
     if not precise:
@@ -109,7 +109,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Y, the last state, and what the backward pass needs; see ``wkv6_kernels.forward``."""
     given = (r, k, v, log_w, u, state, resets)
-    if not r.is_cuda:
+    if not _on_gpu(r):
         y, final = _plain(*given)
         return y, final, _checkpoints(r, precise, keep).zero_()
     if precise:
@@ -150,7 +150,7 @@ def _backward(
     want_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of r, k, v, log_w, u and, if wanted, of the first state (else it is empty)."""
-    if not r.is_cuda:
+    if not _on_gpu(r):
         return _plain_gradients(r, k, v, log_w, u, state, resets, dy, dfinal, want_state)
     given = (r, k, v, log_w, u, resets, checkpoints, dy, dfinal)
     if precise:
@@ -210,6 +210,10 @@ def _differentiate(
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 def _shape(r: Tensor, resets: Tensor | None) -> kernels.Shape:

@@ -272,7 +272,8 @@ def precise_backward(
 
 def precise_program(size: int) -> Program:
     """The recurrent kernels."""
-    return Program("wkv6_precise.cu", (("HEAD_SIZE", size),))
+    defines = {"HEAD_SIZE": size, "SHARED_BYTES": precise_shared_bytes(size)}
+    return Program("wkv6_precise.cu", tuple(defines.items()))
 
 
 def precise_shared_bytes(size: int) -> int:
@@ -317,3 +318,24 @@ def _whole(gradient: Tensor | None, rows: Tensor | None) -> Tensor:
         return gradient
     assert rows is not None
     return rows.sum(0)
+
+
+def programs() -> dict[str, Program]:
+    """Return the programs that the operator asks for, by a name that says what each is for.
+
+    But those for fp16 with documents: from those for bf16 they differ in conversions only.
+    """
+    found = {}
+    for size, fp16, resets in (
+        (64, False, False),
+        (64, False, True),
+        (64, True, False),
+        (128, False, False),
+        (128, False, True),
+    ):
+        kind = f"wkv6 {'fp16' if fp16 else 'bf16'} N={size}"
+        shape = Shape(size, fp16, resets)
+        documents = ", documents" if resets else ""
+        found[f"{kind} forward{documents}"] = shape.forward_program()
+        found[f"{kind} backward{documents}"] = shape.backward_program()
+    return found | {f"wkv6 fp32 N={size}": precise_program(size) for size in (64, 128)}
