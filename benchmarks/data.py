@@ -46,7 +46,12 @@ def main() -> None:
         default="long",
         help="whole files, 300-character documents, or CJK with \\u escapes",
     )
-    parser.add_argument("--passes", type=int, default=3, help="of the build that repeats")
+    parser.add_argument(
+        "--builds",
+        nargs="+",
+        default=["1x1", "2x1", "2x3"],
+        help="workers x passes of each build (default: %(default)s)",
+    )
     parser.add_argument("--memory", type=int, default=2048, help="MiB the builds may take")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
@@ -57,12 +62,14 @@ def main() -> None:
             arguments.size * 10**6,
             arguments.kind,
             arguments.memory << 20,
-            arguments.passes,
+            [tuple(map(int, build.split("x"))) for build in arguments.builds],
         )
     report.save(results, arguments.out)
 
 
-def measure(folder: Path, limit: int, kind: str, memory: int, passes: int) -> dict[str, Any]:
+def measure(
+    folder: Path, limit: int, kind: str, memory: int, builds: list[tuple[int, int]]
+) -> dict[str, Any]:
     """Make the corpus in ``folder`` and run every measurement on it."""
     results = report.header("numpy", "numba", "orjson", "pyrwkv-tokenizer")
     corpus = folder / "corpus.jsonl"
@@ -80,13 +87,11 @@ def measure(folder: Path, limit: int, kind: str, memory: int, passes: int) -> di
 
     timings: dict[str, dict[str, float]] = {}
     results["end_to_end"] = timings
-    repeated = f"2 workers, {passes} passes"
     parts: list[tuple[str, Callable[..., tuple[float, float, int]], tuple[Any, ...]]] = [
         ("plain loop", plain_loop, ()),
-        ("1 worker", build, (1, 1, memory)),
-        ("2 workers", build, (2, 1, memory)),
-        (repeated, build, (2, passes, memory)),
     ]
+    for workers, passes in builds:
+        parts.append((_name(workers, passes), build, (workers, passes, memory)))
     for name, function, arguments in parts:
         (seconds, cpu, read), peak = isolated(
             function, str(corpus), str(folder / "out"), *arguments
@@ -109,10 +114,19 @@ def measure(folder: Path, limit: int, kind: str, memory: int, passes: int) -> di
             f"{plain['cpu_seconds'] / plain['bytes'] * read / cpu:5.1f} x; "
             f"all processes {peak:.0f} MB at most; load {os.getloadavg()[0]:.1f}"
         )
-    ratio = timings[repeated]["seconds"] / timings["2 workers"]["seconds"]
-    results["passes_over_one"] = {"passes": passes, "ratio": ratio}
-    print(f"{passes} passes take {ratio:.2f} times as long as one")
+    results["passes_over_one"] = {}
+    for workers, passes in builds:
+        if passes > 1 and (workers, 1) in builds:
+            name, once = _name(workers, passes), _name(workers, 1)
+            ratio = timings[name]["seconds"] / timings[once]["seconds"]
+            results["passes_over_one"][name] = ratio
+            print(f"{name}: {ratio:.2f} times as long as one pass")
     return results
+
+
+def _name(workers: int, passes: int) -> str:
+    several = f", {passes} passes" if passes > 1 else ""
+    return f"{workers} {'worker' if workers == 1 else 'workers'}{several}"
 
 
 def make_corpus(path: Path, limit: int, kind: str) -> dict[str, Any]:
@@ -216,15 +230,17 @@ def encoder_rate(corpus: str) -> float:
     """Return MB/s of the encoder on joined documents in memory, the best of five."""
     from rwkvkit import WorldTokenizer
 
+    buffer = bytearray()
     with Path(corpus).open(encoding="utf-8") as lines:
-        joined = b"".join(json.loads(line)["text"].encode() + b"\xff" for line in lines)
-    buffer = joined[: 64 << 20]
+        while len(buffer) < 64 << 20 and (line := lines.readline()):
+            buffer += json.loads(line)["text"].encode() + b"\xff"
+    text = bytes(buffer)
     tokenizer = WorldTokenizer()
-    tokenizer.encode_joined(buffer[: 1 << 20])
+    tokenizer.encode_joined(bytes(buffer[: 1 << 20]))
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        tokenizer.encode_joined(buffer)
+        tokenizer.encode_joined(text)
         seconds.append(time.perf_counter() - start)
     return len(buffer) / 1e6 / min(seconds)
 
