@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+import time
 import types
 import warnings
 from pathlib import Path
@@ -70,6 +71,9 @@ def test_wandb_offline_has_every_step_once(tmp_path: Path, monkeypatch: pytest.M
     [name] = [path.name for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")]
     assert json.loads((tmp_path / "trackers.json").read_text())["wandb"] in name
     [file] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    end = time.monotonic() + 60
+    while b"loss_smooth" not in file.read_bytes() and time.monotonic() < end:
+        time.sleep(0.1)  # wandb's own process writes the file, also after finish() came back
     content = file.read_bytes()
     assert content.count(b"loss_smooth") >= 3
     assert b"ctx_len" in content
