@@ -5,6 +5,7 @@ import click
 from rwkvkit import __version__
 from rwkvkit.cli.doctor import doctor
 from rwkvkit.cli.evaluate import evaluate
+from rwkvkit.cli.export import export
 from rwkvkit.cli.generate import generate
 from rwkvkit.cli.init_weights import init_weights
 from rwkvkit.cli.inspect import inspect
@@ -35,6 +36,7 @@ for command in (
     generate,
     evaluate,
     merge,
+    export,
     inspect,
     verify,
     recipes,

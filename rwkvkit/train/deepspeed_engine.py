@@ -306,6 +306,8 @@ def _import(device: torch.device, group: Group) -> Any:
             hint="pip install deepspeed, or set train.engine to torch",
         ) from error
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    # It calls collectives by names that newer versions of torch are about to drop.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     # A shared-memory operator that it would compile at its start, for inference on CPUs.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if device.type == "cuda":

@@ -1,0 +1,55 @@
+"""``rwkvkit export``: the weights of a run or checkpoint as a file that other programs load."""
+
+from pathlib import Path
+
+import click
+
+from rwkvkit.cli.console import Console, size
+from rwkvkit.cli.options import json_option
+from rwkvkit.errors import DataError, UsageError
+
+
+@click.command(short_help="Write the weights of a run or checkpoint in bf16.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="The .pth file to write."
+)
+@json_option
+def export(source: Path, out: Path, as_json: bool) -> None:
+    """Write the weights of SOURCE in bf16, as published models have them.
+
+    SOURCE is a run's folder (its final weights, or those of its newest whole checkpoint), the
+    folder of a checkpoint, or a .pth file.
+    """
+    import torch
+
+    from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
+    from rwkvkit.model.config import config_from_state_dict
+    from rwkvkit.train.checkpoints import CheckpointStore
+    from rwkvkit.train.loop import RunFiles
+    from rwkvkit.train.portion import MODEL_FILE
+
+    console = Console(as_json=as_json)
+    if out.exists():
+        raise UsageError("the file exists", where=str(out), hint="give another name with -o")
+    path, files = source, RunFiles(source)
+    if source.is_dir() and (source / MODEL_FILE).exists():
+        path = source / MODEL_FILE
+    elif source.is_dir() and files.final.exists():
+        path = files.final
+    elif source.is_dir():
+        newest = CheckpointStore(files.checkpoints, keep=1).newest(console.note)
+        if newest is None or not (newest.folder / MODEL_FILE).exists():
+            raise DataError(
+                "holds no weights of a whole model",
+                where=str(source),
+                hint="give a run's folder, a checkpoint's, or a .pth file; rwkvkit merge makes "
+                "whole weights of an adapter",
+            )
+        path = newest.folder / MODEL_FILE
+    weights = read_checkpoint(path)
+    config_from_state_dict(weights, str(path))
+    write_checkpoint({name: each.to(torch.bfloat16) for name, each in weights.items()}, out)
+    console.result(f"wrote {out}: {path} in bf16, {size(out.stat().st_size)}")
+    console.result(f'next: rwkvkit generate {out} --prompt "…"')
+    console.finish({"path": str(out), "source": str(path), "tensors": len(weights)})
