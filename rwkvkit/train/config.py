@@ -62,8 +62,8 @@ class TrainConfig(Config):
     contradict the recipe."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
-    wkv: Literal["auto", "chunked", "naive"] = "auto"
-    """The WKV operator."""
+    wkv: Literal["auto", "cuda", "precise", "chunked", "naive"] = "auto"
+    """The WKV operator: kernels on tensor cores, kernels in fp32, PyTorch products or a loop."""
     save_every: Count | None = None
     """Optimizer steps between checkpoints; a mini-epoch or a tenth of the run unless given."""
     keep: int = Field(default=3, ge=1)

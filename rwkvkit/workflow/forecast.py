@@ -7,10 +7,20 @@ from typing import Any
 import torch
 
 from rwkvkit.model.config import ModelConfig
+from rwkvkit.ops.inputs import Impl
 from rwkvkit.train.adapt import trained_parameters, weight_bytes
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Placement, card_of
 from rwkvkit.train.estimate import Memory, Setup, estimate_memory, estimate_speed, would_fit
+from rwkvkit.train.operator import choose_wkv
+
+# What is counted in place of each operator: for `cuda` the fp32 kernels, whose tensors are larger.
+_COUNTED: dict[str, Impl] = {
+    "naive": "naive",
+    "chunked": "chunked",
+    "precise": "precise",
+    "cuda": "precise",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ def setup_of(
         ctx_len=ctx_len,
         dtype=placement.dtype,
         grad_cp=settings.grad_cp,
-        impl="chunked" if settings.wkv == "auto" else settings.wkv,
+        impl=_COUNTED[choose_wkv(settings.wkv, placement, model, ctx_len).impl],
         on_gpu=placement.device.type == "cuda",
         accumulate=settings.accumulate_grad_batches,
         trained=trained_parameters(settings.tuning, model),

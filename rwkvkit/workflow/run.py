@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ from rwkvkit.errors import RecipeError, SetupError
 from rwkvkit.model.checkpoint import build_model, read_checkpoint
 from rwkvkit.model.config import ModelConfig, reasons
 from rwkvkit.model.flops import train_flops
+from rwkvkit.ops.inputs import Choice, Impl
 from rwkvkit.recipe.dataset import dataset_prefix, make_build
 from rwkvkit.recipe.schema import Recipe
 from rwkvkit.train.adapt import apply_tuning, check_tuning, rate_hint, result_name
@@ -32,6 +33,7 @@ from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.observe import END_EARLY, Sink
+from rwkvkit.train.operator import choose_wkv
 from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan, plan_training
 from rwkvkit.train.record import check_record, read_record, write_record
@@ -98,6 +100,7 @@ class Run:
             )
         placement = choose_placement(run.settings.device, run.settings.precision)
         choose_backend(run.settings, placement, processes)
+        run._wkv(placement)
         choose_trackers(run.settings.trackers)
         if recipe.prepare is None:
             run.data()
@@ -201,8 +204,17 @@ class Run:
             self.settings.compile, plan.placement.device, self.model_config, tokens
         )
         tuning = check_tuning(self.settings.tuning, self.model_config)
-        lines = (*plan.lines, compiled.reason, *tuning, *rate_hint(self.settings))
+        wkv = self._wkv(plan.placement)
+        lines = (*plan.lines, wkv.reason, compiled.reason, *tuning, *rate_hint(self.settings))
         return replace(plan, compile=compiled.on, lines=lines)
+
+    def _wkv(self, placement: Placement) -> Choice:
+        return choose_wkv(self.settings.wkv, placement, self.model_config, self.recipe.ctx_len)
+
+    def _impl(self, placement: Placement) -> Impl:
+        """Decide before torch.compile sees the model; on a CPU each call decides for itself."""
+        on_gpu = placement.device.type == "cuda"
+        return cast("Impl", self._wkv(placement).impl) if on_gpu else self.settings.wkv
 
     def forecast(self, plan: TrainPlan | None = None) -> Forecast:
         """Estimate memory and speed, before or after the choices that need the dataset."""
@@ -337,7 +349,7 @@ class Run:
             self.model_config,
             read_checkpoint(self.weights.path),
             grad_cp=self.settings.grad_cp,
-            impl=self.settings.wkv,
+            impl=self._impl(plan.placement),
             where=str(self.weights.path),
         )
         base = {"path": str(self.weights.path), "sha256": sha256}
