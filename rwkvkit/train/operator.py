@@ -2,12 +2,16 @@
 
 from rwkvkit.errors import RecipeError, UsageError
 from rwkvkit.model.config import ModelConfig
-from rwkvkit.ops import rwkv7
+from rwkvkit.ops import rwkv6, rwkv7
 from rwkvkit.ops.inputs import Choice, Impl, choose
 from rwkvkit.train.device import Placement
 
 # Shared memory that the chunked kernels need, by architecture and head size.
-_KERNELS = {"x070": rwkv7.KERNEL_SHARED_BYTES}
+_KERNELS = {
+    "x052": rwkv6.KERNEL_SHARED_BYTES,
+    "x060": rwkv6.KERNEL_SHARED_BYTES,
+    "x070": rwkv7.KERNEL_SHARED_BYTES,
+}
 
 
 def choose_wkv(setting: Impl, placement: Placement, model: ModelConfig, ctx_len: int) -> Choice:
@@ -22,14 +26,7 @@ def choose_wkv(setting: Impl, placement: Placement, model: ModelConfig, ctx_len:
     Raises:
         RecipeError: the recipe demands an operator that cannot run there.
     """
-    kernels = _KERNELS.get(model.arch)
-    if kernels is None and setting in ("cuda", "precise"):
-        raise RecipeError(
-            f"wkv is {setting}, but {model.arch} has no kernels",
-            where="train.wkv",
-            hint="leave train.wkv out",
-        )
-    shared_bytes = (kernels or {}).get(model.head_size)
+    shared_bytes = _KERNELS[model.arch].get(model.head_size)
     try:
         return choose(setting, placement.device, placement.dtype, ctx_len, shared_bytes)
     except UsageError as error:

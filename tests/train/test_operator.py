@@ -20,7 +20,8 @@ def test_the_reason_is_told():
     choice = choose_wkv("auto", CPU, model("x070"), 128)
     assert choice.impl == "chunked"
     assert choice.reason == "wkv chunked: plain PyTorch, the device is cpu"
-    assert choose_wkv("precise", CPU, model("x070"), 128).impl == "precise"
+    for arch in ("x052", "x060", "x070"):
+        assert choose_wkv("precise", CPU, model(arch), 128).impl == "precise"
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ def test_the_reason_is_told():
     [
         ("cuda", CPU, "x070", "the tensors are on cpu"),
         ("cuda", GPU, "x070", "bf16 or fp16, not float32"),
-        ("cuda", GPU, "x060", "x060 has no kernels"),
+        ("cuda", GPU, "x060", "bf16 or fp16, not float32"),
     ],
 )
 def test_a_demand_that_cannot_be_met_is_the_recipes_error(setting, placement, arch, message):
