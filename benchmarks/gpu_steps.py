@@ -10,6 +10,8 @@ from gpu_operators import error_of
 from gpu_timing import Row, timed
 from torch import Tensor
 
+from rwkvkit.ops.inputs import Impl
+
 
 def head(settings: argparse.Namespace) -> Iterator[Row]:
     """Compare and time the head with its loss, in chunks and with the logits whole."""
@@ -97,13 +99,14 @@ def _step(
     from rwkvkit.train.config import TrainConfig
     from rwkvkit.train.device import card_of
     from rwkvkit.train.engine import TorchEngine
-    from rwkvkit.train.estimate import Setup, estimate_memory
+    from rwkvkit.train.estimate import Setup, estimate_memory, estimate_speed
 
     on_gpu = settings.device == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
     vocab = 99 if settings.tiny else 65536
     config = ModelConfig(arch="x070", n_layer=n_layer, n_embd=n_embd, vocab_size=vocab)
-    setup = Setup(config, samples, ctx_len, dtype, grad_cp, on_gpu=on_gpu)
+    impl: Impl = "cuda" if on_gpu else "chunked"
+    setup = Setup(config, samples, ctx_len, dtype, grad_cp, impl, on_gpu=on_gpu)
     memory = estimate_memory(setup)
     state = memory.weights + memory.masters + memory.moments + memory.gradients
     available = torch.cuda.mem_get_info()[0] if on_gpu else math.inf
@@ -141,10 +144,11 @@ def _step(
     tokens_per_s = samples * ctx_len / row["ms"] * 1e3
     row |= {"tokens_per_s": tokens_per_s, "with_optimizer": with_optimizer}
     if with_optimizer:
-        row["estimated_gb_with_portable_operators"] = memory.total / 1e9
+        row["estimated_gb"] = memory.total / 1e9
     card = card_of(torch.cuda.get_device_name()) if on_gpu else None
     if card:
         row["mfu"] = train_flops(config) * tokens_per_s / (card.tflops * 1e12)
+        row["estimated_tokens_per_s"] = estimate_speed(setup, card, compiled=compiled)
     row["breakdown_ms"] = _breakdown(run, on_gpu)
     return row
 

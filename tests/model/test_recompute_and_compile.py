@@ -5,6 +5,7 @@ import torch
 from rwkv_cases import ARCHS, small_model, tokens
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rwkvkit.model import x070
 from rwkvkit.model.rwkv import RWKV
@@ -60,6 +61,23 @@ def test_selective_checkpointing_runs_the_operator_once(grad_cp: bool | str, run
     got = gradients(small_model("x070", n_layer=3, grad_cp=grad_cp))
     assert len(calls) == 3 * runs
     assert all(map(torch.equal, got, want))
+
+
+@pytest.mark.parametrize(("grad_cp", "runs"), [(True, 2), ("selective", 1)])
+def test_the_kernels_operator_is_kept(grad_cp: bool | str, runs: int) -> None:
+    class Counter(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.calls += func.name() == "rwkvkit::wkv7_forward"
+            return func(*args, **(kwargs or {}))
+
+    model = small_model("x070", dtype=torch.float32, impl="precise", grad_cp=grad_cp)
+    with Counter() as counter:
+        got = gradients(model)
+    assert counter.calls == 2 * runs
+    plain = small_model("x070", dtype=torch.float32, impl="precise")
+    assert all(map(torch.equal, got, gradients(plain)))
 
 
 @pytest.mark.parametrize("arch", ARCHS)
