@@ -24,6 +24,7 @@ from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.engine import StepResult
 from rwkvkit.train.group import COLLECTIVE_TIMEOUT, Group
 from rwkvkit.train.optimizer import optimizer_groups
+from rwkvkit.train.passes import loss_count, losses
 from rwkvkit.train.portion import MODEL_FILE, Portion
 from rwkvkit.train.state import (
     ParameterState,
@@ -70,6 +71,7 @@ class DeepSpeedEngine:
         self.model = model
         self._portion, self._group, self._device = portion, group, device
         self._micro_bsz, self._sharded = config.micro_bsz, backend.zero == 3
+        self._truncate = config.sampling.truncate
         self._deepspeed = _import(device, group)
         groups = optimizer_groups(
             model, weight_decay=config.weight_decay, lr_scale=config.tuning.lr_scale
@@ -104,11 +106,14 @@ class DeepSpeedEngine:
         for number, micro in enumerate(passes, 1):
             share = micro.counted / counted
             micro = micro.to(self._device)
-            self._engine.set_gradient_accumulation_boundary(number == len(passes))
-            part = self._engine(micro.x, None, micro.resets, micro.y, micro.mask) * share
-            # DeepSpeed takes the mean over the processes; the shares add up to the whole.
-            self._engine.backward(part * self._group.world, scale_wrt_gas=False)
-            loss += part.detach()
+            left = loss_count(micro, self._truncate) + len(passes) - number
+            for part in losses(self._engine, micro, self._truncate):
+                part = part * share
+                left -= 1
+                self._engine.set_gradient_accumulation_boundary(left == 0)
+                # DeepSpeed takes the mean over the processes; the shares add up to the whole.
+                self._engine.backward(part * self._group.world, scale_wrt_gas=False)
+                loss += part.detach()
         with _quietly():
             self._engine.step()
         norm = self._engine.get_global_grad_norm()

@@ -51,3 +51,8 @@ def losses(model: Any, batch: Batch, truncate: int = 0) -> Iterator[Tensor]:
                 loss = loss + part * (segment.mask.sum().to(part.dtype) / counted)
         yield loss
         state = State(*(memory.detach() for memory in state))
+
+
+def loss_count(batch: Batch, truncate: int = 0) -> int:
+    """Return how many losses ``losses`` yields."""
+    return -(-batch.segments // (truncate or batch.segments))

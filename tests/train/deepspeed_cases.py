@@ -47,18 +47,18 @@ def engine_of(arch: str, group: Group, dtype: torch.dtype = torch.float32, **mor
     return DeepSpeedEngine(model, config, backend, dtype, CPU, WholeModel(), group)
 
 
-def step(engine: Engine, group: Group, number: int) -> Any:
+def step(engine: Engine, group: Group, number: int, segments: int = 1) -> Any:
     generator = torch.Generator().manual_seed(number)
     x, y = (torch.randint(41, (GLOBAL_BATCH, 12), generator=generator) for _ in range(2))
     mask = (torch.rand(x.shape, generator=generator) < 0.7).byte() if number % 2 else None
     share = GLOBAL_BATCH // group.world
     rows = slice(group.rank * share, (group.rank + 1) * share)
-    batch = Batch(x[rows], y[rows], None if mask is None else mask[rows])
+    batch = Batch(x[rows], y[rows], None if mask is None else mask[rows], segments=segments)
     return engine.step(batch, lr=1e-3, weight_decay=0.1)
 
 
-def losses(engine: Engine, group: Group, first: int, last: int) -> list[float]:
-    return [step(engine, group, number).loss for number in range(first, last)]
+def losses(engine: Engine, group: Group, first: int, last: int, segments: int = 1) -> list[float]:
+    return [step(engine, group, number, segments).loss for number in range(first, last)]
 
 
 def curves(group: Group) -> dict[str, list[float]]:
@@ -76,6 +76,11 @@ def curves(group: Group) -> dict[str, list[float]]:
     for zero in (2, 3):
         engine = engine_of("x070", group, zero=zero, accumulate_grad_batches=2)
         found[f"accumulated {zero}"] = losses(engine, group, 0, 30)
+    long = {"sampling": {"order": "infctx", "truncate": 2}}  # 4 segments, gradients over 2
+    found["segments plain"] = losses(engine_of("x070", Solo(), **long), Solo(), 0, 10, 4)
+    for zero in (2, 3):
+        engine = engine_of("x070", group, zero=zero, accumulate_grad_batches=2, **long)
+        found[f"segments {zero}"] = losses(engine, group, 0, 10, 4)
     return found
 
 

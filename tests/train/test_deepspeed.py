@@ -70,6 +70,12 @@ def test_accumulated_passes_are_one_step(found, stage: int) -> None:
     assert curves[f"accumulated {stage}"] == pytest.approx(curves["x070 plain"], abs=1e-5)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_segments_with_truncated_gradients(found, stage: int) -> None:
+    curves = found["curves"]
+    assert curves[f"segments {stage}"] == pytest.approx(curves["segments plain"], abs=1e-5)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_saved_state_continues_bit_for_bit(found, stage: int) -> None:
     resumes = found["resumes"]

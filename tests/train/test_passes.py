@@ -22,7 +22,7 @@ from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.engine import TorchEngine
 from rwkvkit.train.orders import make_samples
-from rwkvkit.train.passes import losses
+from rwkvkit.train.passes import loss_count, losses
 from rwkvkit.train.sampling import SamplingConfig
 
 ARCHS = ("x052", "x060", "x070")
@@ -172,6 +172,7 @@ def test_eight_segments_equal_one_long_forward(arch, masked) -> None:
 def test_truncated_gradients_stop_between_runs_of_segments(arch) -> None:
     model = model_of(arch)
     batch = long_batch(6)
+    assert [loss_count(batch, truncate) for truncate in (0, 1, 2, 4, 9)] == [1, 6, 3, 2, 1]
     backward(model, batch, truncate=2)
     got = gradients(model)
     state = model.zero_state(2)
