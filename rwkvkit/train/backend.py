@@ -64,12 +64,6 @@ def choose_backend(config: TrainConfig, placement: Placement, processes: int) ->
             where="train.zero",
             hint="set train.engine to torch, which keeps them in fp32, or train.zero to 1, 2 or 3",
         )
-    if config.sampling.order == "infctx":
-        raise RecipeError(
-            "infctx carries a state from pass to pass, which DeepSpeed's passes do not know",
-            where="train.sampling.order",
-            hint="set train.engine to torch and leave out train.zero and train.offload",
-        )
     stage = config.zero or _section(given, "zero_optimization").get("stage")
     if not stage:
         stage = 3 if config.offload == "all" else _SEVERAL_GPUS_STAGE

@@ -147,7 +147,6 @@ def test_the_settings_follow_the_recipe_and_the_file() -> None:
         ({"engine": "torch", "zero": 2}, None, "train.zero 2 needs DeepSpeed"),
         ({"engine": "deepspeed", "zero": 0}, None, "stage 0 shards nothing"),
         ({"zero": 2, "offload": "all"}, None, "under ZeRO-3 only"),
-        ({"zero": 2, "sampling": {"order": "infctx"}}, None, "infctx"),
         ({"deepspeed": "absent"}, None, "absent does not exist"),
         ({}, "[1]", "no mapping"),
         ({}, "{", "not readable"),
