@@ -26,7 +26,7 @@ from rwkvkit.errors import (
 from rwkvkit.train.place import Place
 
 _POLL_SECONDS = 0.05
-_GRACE_SECONDS = 10.0  # for the others to end by themselves after one has failed
+_GRACE_SECONDS = 10.0  # for the others to end by themselves after one has failed or died
 _TAIL_LINES = 15
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -91,9 +91,10 @@ class Launch:
 def start(launch: Launch, arguments: Sequence[str], report: Callable[[str], None]) -> None:
     """Run a command in several processes that train together, and wait for their end.
 
-    All end together: when one fails the others are ended, SIGINT, SIGTERM and SIGHUP are passed on
-    to all (a second one kills them), and they die with this process. Rank 0 writes to the terminal;
-    the last words of another one are shown if it is the one that failed.
+    All end together: when one fails the others are ended, and they die with this process. SIGINT,
+    SIGTERM and SIGHUP ask all of them to save and end, which may take as long as a step and a save
+    take; a second signal kills them. Rank 0 writes to the terminal; the last words of another one
+    are shown if it is the one that failed.
 
     Args:
         launch: how many, and where.
@@ -122,11 +123,11 @@ def start(launch: Launch, arguments: Sequence[str], report: Callable[[str], None
                     rank = launch.node_rank * launch.processes + local
                     place = Place(rank, launch.world, local, master, "rwkvkit")
                     ranks.append(_Rank(place, arguments, Path(folder)))
-                _watch(ranks)
+                _watch(ranks, interrupted)
+                first = _first_failure(ranks)  # before those that hang are killed here
             finally:
                 for each in ranks:
                     each.kill()
-        first = _first_failure(ranks)
         if first is None:
             return
         error = first.error()
@@ -194,11 +195,15 @@ class _Rank:
         return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
 
-def _watch(ranks: Sequence[_Rank]) -> None:
-    """Wait until all have ended well, or one has not and the others have had time to end."""
+def _watch(ranks: Sequence[_Rank], interrupted: Sequence[int]) -> None:
+    """Wait until all have ended well, or one has not and the others have had time to end.
+
+    One that has ended because the user asked to is no failure: the others may still be saving.
+    """
     deadline = None
     while any(rank.code is None for rank in ranks):
-        if any(rank.code for rank in ranks):
+        well = (None, 0, InterruptedRun.exit_code) if interrupted else (None, 0)
+        if any(rank.code not in well for rank in ranks):
             deadline = deadline or time.monotonic() + _GRACE_SECONDS
             if time.monotonic() > deadline:
                 return
@@ -222,9 +227,11 @@ def _signals_to(ranks: Sequence[_Rank]) -> Iterator[list[int]]:
 
     def forward(number: int, frame: FrameType | None) -> None:
         came.append(number)
+        # A lost terminal is a request to stop as well, and the training loop knows these two.
+        asked = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
         for rank in ranks:
             if rank.code is None:
-                rank.send(number if len(came) == 1 else signal.SIGKILL)
+                rank.send(asked if len(came) == 1 else signal.SIGKILL)
 
     before = {number: signal.signal(number, forward) for number in _SIGNALS}
     try:
