@@ -1,6 +1,5 @@
 """A recipe's training run: what it is, whether it is done, and doing it."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from rwkvkit import files
-from rwkvkit.data.binidx import Binidx, bin_path, idx_path, mask_path, open_binidx
+from rwkvkit.data.binidx import Binidx, open_binidx
 from rwkvkit.data.build import Build, Status
 from rwkvkit.data.manifest import read_manifest
 from rwkvkit.errors import RecipeError, SetupError
@@ -41,10 +40,9 @@ from rwkvkit.train.tokens import check_tokens
 from rwkvkit.train.trackers import choose_trackers
 from rwkvkit.workflow.evaluation import Evaluations
 from rwkvkit.workflow.forecast import Forecast, change_to_fit, forecast, setup_of
+from rwkvkit.workflow.identity import data_record, recipe_record
 from rwkvkit.workflow.sinks import open_sinks
 from rwkvkit.workflow.weights import InitialWeights
-
-_SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -378,36 +376,9 @@ class Run:
         return {
             "recipe": self._recipe_record(),
             "weights": files.sha256(self.weights.path),
-            "data": {"n_tokens": data.n_tokens, "sha256": _fingerprint(data)},
+            "data": data_record(data),
             "dtype": str(plan.placement.dtype).removeprefix("torch."),
         }
 
     def _recipe_record(self) -> dict[str, Any]:
-        free = {"device", "wkv", "grad_cp", "compile", "save_every", "keep", "precision"}
-        free |= {"trackers", "tracker_project", "profile"}
-        free |= {"evaluate", "engine", "zero", "offload", "deepspeed"}
-        batch = {"micro_bsz", "accumulate_grad_batches"}
-        return {
-            "seed": self.recipe.seed,
-            "ctx_len": self.recipe.ctx_len,
-            "prepare": {
-                stage.key: stage.model_dump(mode="json") for stage in self.recipe.prepare or []
-            },
-            "data": self.recipe.data,
-            "model": self.weights.spec.model_dump(exclude_none=True),
-            "train": self.settings.model_dump(exclude=free | batch)
-            | {"global_batch": self.settings.global_batch(self.processes)},
-        }
-
-
-def _fingerprint(data: Binidx) -> str:
-    """Return a hash of the index and of blocks spread evenly over the tokens: cheap at any size."""
-    digest = hashlib.sha256(files.sha256(idx_path(data.prefix)).encode())
-    for path in (bin_path(data.prefix), mask_path(data.prefix)):
-        if path.exists():
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                for block in range(_SAMPLED_BLOCKS):
-                    file.seek(max(0, size - _BLOCK_BYTES) * block // (_SAMPLED_BLOCKS - 1))
-                    digest.update(file.read(_BLOCK_BYTES))
-    return digest.hexdigest()
+        return recipe_record(self.recipe, self.weights.spec, self.settings, self.processes)
