@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -34,10 +34,15 @@ def outcome(arguments: Sequence[str], place: "Place | None" = None) -> RwkvkitEr
         arguments: of the command line.
         place: of this process among those of a run, if rwkvkit has started it as one of them.
     """
+    return caught(lambda: _run(arguments, place))
+
+
+def caught(work: Callable[[], None]) -> RwkvkitError | None:
+    """Do some work and return the error that ended it, if one did; SIGTERM ends it as Ctrl-C."""
     try:
         with contextlib.suppress(ValueError):  # outside the main thread there are no signals
             signal.signal(signal.SIGTERM, _terminate)
-        _run(arguments, place)
+        work()
         sys.stdout.flush()
     except RwkvkitError as error:
         return error

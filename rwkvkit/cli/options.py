@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -70,6 +71,12 @@ workers_option = click.option(
 def launch_options(command: Command) -> Command:
     """Add what says how many processes train, and on which machines."""
     for option in (
+        click.option(
+            "--hostfile",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Start the run over ssh on the hosts that FILE names, a line HOST slots=N each.",
+        ),
         click.option(
             "--master",
             metavar="HOST:PORT",

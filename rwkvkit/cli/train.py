@@ -1,6 +1,7 @@
 """``rwkvkit train``: everything from text to a trained model."""
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,16 +48,17 @@ def train(
     Makes the dataset and the initial weights first if they are missing or out of date, and
     resumes an interrupted run from its newest checkpoint. Ctrl-C and SIGTERM save one.
 
-    With --gpus it starts a process for each; torchrun and srun can start it as well.
+    With --gpus it starts a process for each, with --hostfile on several machines; torchrun and
+    srun can start it as well.
     """
     if profile:
         overrides += (f"train.profile={profile}",)
     launch = Launch.of(**launching)
     place = place or started_by(os.environ)
-    if place and launch.processes:
+    if place and (launch.processes or launch.hosts):
         raise UsageError(
             f"this is one of {place.world} processes that {place.by} started already",
-            hint=f"leave out --gpus and --processes, or start without {place.by}",
+            hint=f"leave out --gpus, --processes and --hostfile, or start without {place.by}",
         )
     if dry_run:
         from rwkvkit.workflow.run import Run
@@ -64,7 +66,11 @@ def train(
         recipe = load_recipe(recipe_name, overrides)
         processes = place.world if place else launch.world
         _dry_run(recipe, Run.of(recipe, processes), Console(as_json=as_json))
-    elif launch.processes:
+    elif launch.processes or launch.hosts:
+        if launch.hosts:
+            settings = load_recipe(recipe_name, overrides).train
+            on_gpus = settings is None or settings.device != "cpu"
+            launch = replace(launch, on_gpus=on_gpus)  # as a hostfile's slots are meant
         arguments = [
             "train",
             recipe_name,

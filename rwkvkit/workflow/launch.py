@@ -1,4 +1,4 @@
-"""Start the processes of a run on this machine, watch them, and end them together."""
+"""Start the processes of a run, on this machine or over ssh, and end them together."""
 
 import json
 import os
@@ -8,27 +8,18 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 
-from rwkvkit.errors import (
-    FailedElsewhere,
-    InterruptedRun,
-    LostProcess,
-    RwkvkitError,
-    SetupError,
-    UsageError,
-)
+from rwkvkit.errors import RwkvkitError, SetupError, UsageError
 from rwkvkit.train.place import Place
+from rwkvkit.workflow.hostfile import Host, read_hostfile
+from rwkvkit.workflow.remote import Remote, meet
+from rwkvkit.workflow.supervise import supervise
 
-_POLL_SECONDS = 0.05
-_GRACE_SECONDS = 10.0  # for the others to end by themselves after one has failed or died
 _TAIL_LINES = 15
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -38,16 +29,18 @@ class Launch:
     Attributes:
         processes: on this machine; 0: none, the command itself trains.
         on_gpus: whether each needs a GPU of its own.
-        nodes: machines.
-        node_rank: number of this machine, from 0.
-        master: ``host:port`` where all meet; on a single machine one is found.
+        first_rank: rank of the first process on this machine.
+        elsewhere: processes on other machines.
+        master: ``host:port`` where all meet; found unless given.
+        hosts: the machines to reach over ssh; this one then starts no process itself.
     """
 
     processes: int = 0
     on_gpus: bool = False
-    nodes: int = 1
-    node_rank: int = 0
+    first_rank: int = 0
+    elsewhere: int = 0
     master: str | None = None
+    hosts: tuple[Host, ...] = ()
 
     @classmethod
     def of(
@@ -57,12 +50,24 @@ class Launch:
         nodes: int | None,
         node_rank: int | None,
         master: str | None,
+        hostfile: Path | None = None,
     ) -> "Launch":
         """Check the options of the command line.
 
         Raises:
             UsageError: they contradict each other, or too few are given.
         """
+        if master is not None and not master.rpartition(":")[2].isdigit():
+            raise UsageError(f"--master {master} has no port", hint="say --master HOST:29500")
+        if hostfile:
+            given = {"--gpus": gpus, "--processes": processes, "--nodes": nodes}
+            given["--node-rank"] = node_rank
+            if extra := [option for option, value in given.items() if value is not None]:
+                raise UsageError(
+                    f"--hostfile says it all, and {extra[0]} is given too",
+                    hint=f"leave {extra[0]} out; the slots are the processes of each host",
+                )
+            return cls._on(read_hostfile(hostfile), master, str(hostfile))
         if gpus and processes:
             raise UsageError("--gpus and --processes both say how many processes: give one")
         several = nodes is not None and nodes > 1
@@ -78,23 +83,33 @@ class Launch:
             )
         if node_rank is not None and not 0 <= node_rank < (nodes or 1):
             raise UsageError(f"--node-rank {node_rank} is not one of {nodes or 1} machines, from 0")
-        if master is not None and not master.rpartition(":")[2].isdigit():
-            raise UsageError(f"--master {master} has no port", hint="say --master HOST:29500")
-        return cls(gpus or processes or 0, bool(gpus), nodes or 1, node_rank or 0, master)
+        each = gpus or processes or 0
+        before, others = (node_rank or 0) * each, ((nodes or 1) - 1) * each
+        return cls(each, bool(gpus), before, others, master)
+
+    @classmethod
+    def _on(cls, hosts: tuple[Host, ...], master: str | None, where: str) -> "Launch":
+        if not master and hosts[0].is_loopback and not all(host.is_loopback for host in hosts):
+            raise UsageError(
+                f"the processes meet on the first host, and others cannot reach {hosts[0].name}",
+                where=where,
+                hint="name it as the other hosts know it, or say --master HOST:29500",
+            )
+        return cls(master=master, hosts=hosts)
 
     @property
     def world(self) -> int:
         """Processes on all machines, those of this command included."""
-        return max(1, self.processes) * self.nodes
+        if self.hosts:
+            return sum(host.slots for host in self.hosts)
+        return max(1, self.processes) + self.elsewhere
 
 
 def start(launch: Launch, arguments: Sequence[str], report: Callable[[str], None]) -> None:
     """Run a command in several processes that train together, and wait for their end.
 
-    All end together: when one fails the others are ended, and they die with this process. SIGINT,
-    SIGTERM and SIGHUP ask all of them to save and end, which may take as long as a step and a save
-    take; a second signal kills them. Rank 0 writes to the terminal; the last words of another one
-    are shown if it is the one that failed.
+    All end together, see ``supervise``, and they die with this process. Rank 0 writes to the
+    terminal; the last words of another one are shown if it is the one that failed.
 
     Args:
         launch: how many, and where.
@@ -102,48 +117,58 @@ def start(launch: Launch, arguments: Sequence[str], report: Callable[[str], None
         report: takes lines for people.
 
     Raises:
-        SetupError: there are fewer GPUs, or a process was killed.
+        SetupError: there are fewer GPUs, a host cannot be reached, or a process was killed.
         RwkvkitError: the error of the first process that failed.
     """
+    if launch.hosts:
+        supervise(_hosts(launch, arguments, report), report)
+        return
     if launch.on_gpus:
         import torch
 
         if torch.cuda.device_count() < launch.processes:
             raise SetupError(
                 f"torch sees {torch.cuda.device_count()} GPUs, not {launch.processes}",
-                where="--gpus",
-                hint="ask for as many as there are; --processes N trains on the CPU",
+                where="GPUs",
+                hint="ask for as many as there are; to train on the CPU say --processes N, or "
+                "train.device: cpu beside a hostfile",
             )
-    master = launch.master or f"127.0.0.1:{_free_port()}"
     with tempfile.TemporaryDirectory(prefix="rwkvkit-") as folder:
-        ranks: list[_Rank] = []
-        with _signals_to(ranks) as interrupted:
-            try:
-                for local in range(launch.processes):
-                    rank = launch.node_rank * launch.processes + local
-                    place = Place(rank, launch.world, local, master, "rwkvkit")
-                    ranks.append(_Rank(place, arguments, Path(folder)))
-                _watch(ranks, interrupted)
-                first = _first_failure(ranks)  # before those that hang are killed here
-            finally:
-                for each in ranks:
-                    each.kill()
-        if first is None:
-            return
-        error = first.error()
-        if interrupted and not isinstance(error, InterruptedRun):
-            report(f"process {first.rank}: {error.what}")
-            error = InterruptedRun("interrupted; run the same command to go on")
-        if (words := first.last_words()) and error.exit_code == RwkvkitError.exit_code:
-            report(words)
-        raise error
+        supervise(_ranks(launch, arguments, Path(folder)), report)
+
+
+def _ranks(launch: Launch, arguments: Sequence[str], folder: Path) -> Iterator["_Rank"]:
+    """Start the processes on this machine."""
+    master = launch.master or f"127.0.0.1:{free_port()}"
+    for local in range(launch.processes):
+        place = Place(launch.first_rank + local, launch.world, local, master, "rwkvkit")
+        yield _Rank(place, arguments, folder)
+
+
+def _hosts(
+    launch: Launch, arguments: Sequence[str], report: Callable[[str], None]
+) -> Iterator[Remote]:
+    """Reach all hosts, and have each start its processes when all have answered."""
+    remotes = []
+    for number, host in enumerate(launch.hosts):
+        remotes.append(Remote(host.name, report, shown=number == 0))
+        yield remotes[-1]
+    if not meet(remotes):
+        return
+    master = launch.master or f"{launch.hosts[0].address}:{remotes[0].port}"
+    first_rank = 0
+    for host, remote in zip(launch.hosts, remotes, strict=True):
+        elsewhere = launch.world - host.slots
+        here = Launch(host.slots, launch.on_gpus, first_rank, elsewhere, master)
+        remote.begin({"launch": asdict(here), "arguments": list(arguments)})
+        first_rank += host.slots
 
 
 class _Rank:
     """A process of the run, in a process group of its own with whatever it starts."""
 
     def __init__(self, place: Place, arguments: Sequence[str], folder: Path) -> None:
-        self.rank = place.rank
+        self.name, self._rank = f"process {place.rank}", place.rank
         self._error = folder / f"error-{place.rank}"
         self._stderr = folder / f"stderr-{place.rank}"
         self._master = place.master
@@ -183,7 +208,7 @@ class _Rank:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         words = self.last_words().rpartition("\n")[2]
         return SetupError(
-            f"process {self.rank} of the run {how}" + (f" after saying: {words}" if words else ""),
+            f"process {self._rank} of the run {how}" + (f" after saying: {words}" if words else ""),
             where=self._master,
             hint="SIGKILL often means that memory ran out; the same command resumes from the "
             "last checkpoint",
@@ -195,53 +220,8 @@ class _Rank:
         return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
 
-def _watch(ranks: Sequence[_Rank], interrupted: Sequence[int]) -> None:
-    """Wait until all have ended well, or one has not and the others have had time to end.
-
-    One that has ended because the user asked to is no failure: the others may still be saving.
-    """
-    deadline = None
-    while any(rank.code is None for rank in ranks):
-        well = (None, 0, InterruptedRun.exit_code) if interrupted else (None, 0)
-        if any(rank.code not in well for rank in ranks):
-            deadline = deadline or time.monotonic() + _GRACE_SECONDS
-            if time.monotonic() > deadline:
-                return
-        time.sleep(_POLL_SECONDS)
-
-
-def _first_failure(ranks: Sequence[_Rank]) -> _Rank | None:
-    """Return the process whose failure is the cause, not a consequence."""
-    failed = [rank for rank in ranks if rank.code]
-
-    def is_consequence(rank: _Rank) -> bool:
-        return isinstance(rank.error(), LostProcess | FailedElsewhere)
-
-    return min(failed, key=lambda rank: (is_consequence(rank), rank.rank), default=None)
-
-
-@contextmanager
-def _signals_to(ranks: Sequence[_Rank]) -> Iterator[list[int]]:
-    """Pass signals on to the processes while in the context; yields those that came."""
-    came: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        # A lost terminal is a request to stop as well, and the training loop knows these two.
-        asked = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
-        for rank in ranks:
-            if rank.code is None:
-                rank.send(asked if len(came) == 1 else signal.SIGKILL)
-
-    before = {number: signal.signal(number, forward) for number in _SIGNALS}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nothing listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

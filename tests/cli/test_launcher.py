@@ -35,10 +35,10 @@ sys.exit(130)
 LAUNCHER = f"""
 import sys
 from rwkvkit.errors import RwkvkitError
-from rwkvkit.workflow import launch
+from rwkvkit.workflow import launch, supervise
 
 sys.executable = "./rank"
-launch._GRACE_SECONDS = {GRACE}
+supervise._GRACE_SECONDS = {GRACE}
 try:
     launch.start(launch.Launch(processes=2), ["train"], print)
 except RwkvkitError as error:

@@ -37,8 +37,8 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
         time.sleep(0.002)
 
 
-def children(process: subprocess.Popen[str]) -> list[int]:
-    task = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+def children(pid: int) -> list[int]:
+    task = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(word) for word in task.read_text().split()]
 
 
@@ -70,7 +70,7 @@ def test_cut_short_again_and_again_it_goes_on_as_if_it_had_not_been(folder, run,
         process = start("train", "r.yaml", *TWO, "--set", "run_dir=cut")
         done = len(rows(cut))
         wait_for_step(cut, max(step, done + 1), process)
-        return process, children(process)
+        return process, children(process.pid)
 
     # A process dies: the run ends with its reason, within the time the others need to notice.
     process, ranks = launch(random.randint(5, 16))
@@ -172,7 +172,7 @@ def test_a_full_disk_and_a_mistake_are_said_once(folder, run, start) -> None:
     ("arguments", "code", "message"),
     [
         (["--gpus", "2", "--processes", "2"], 2, "give one"),
-        (["--gpus", "64"], 5, "--processes N trains on the CPU"),
+        (["--gpus", "64"], 5, "on the CPU say --processes N"),
         (["--nodes", "2", "--node-rank", "0"], 2, "add --gpus N"),
         (["--nodes", "2", "--processes", "1"], 2, "--node-rank 0 --master"),
         (["--processes", "1", "--node-rank", "1"], 2, "not one of 1 machines"),
