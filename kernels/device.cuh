@@ -67,6 +67,18 @@ DEVICE float reciprocal(float x) {
     return y;
 }
 
+// √x and 1/√x, likewise.
+DEVICE float square_root(float x) {
+    float y;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float reciprocal_root(float x) {
+    float y;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // ---- tensor cores and the moves that feed them
 
 // d [16 x 8] += a [16 x 16] b [16 x 8], fp32 sums; the layouts are those of common.cuh.

@@ -58,27 +58,6 @@ class Head(nn.Linear):
         return super().forward(x) if targets is None else head_loss(x, self.weight, targets, mask)
 
 
-def shift(x: Tensor, last: Tensor | None, resets: Tensor | None) -> Tensor:
-    """The input of the token before.
-
-    Args:
-        x: [B, T, C].
-        last: what came before the first token [B, C], or None for zero.
-        resets: bool [B, T]; zero comes before a token where it is True.
-
-    Returns:
-        [B, T, C].
-    """
-    before = torch.zeros_like(x[:, 0]) if last is None else last.to(x.dtype)
-    previous = torch.cat([before[:, None], x[:, :-1]], 1)
-    return previous if resets is None else previous.masked_fill(resets[..., None], 0)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Take at least float32, for what must not be rounded to bfloat16: decays, norms."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def mixing_vector(width: int) -> nn.Parameter:
     """A weight a channel, [1, 1, C] as checkpoints store it."""
     return nn.Parameter(torch.empty(1, 1, width))

@@ -18,9 +18,10 @@ from torch.utils.checkpoint import (
 from rwkvkit.errors import UsageError
 from rwkvkit.model import x052, x060, x070
 from rwkvkit.model.config import ModelConfig
-from rwkvkit.model.layers import Head, linear, wide
+from rwkvkit.model.layers import Head, linear
 from rwkvkit.model.loss import lm_loss
 from rwkvkit.model.state import State
+from rwkvkit.ops.elementwise import wide
 from rwkvkit.ops.inputs import Impl
 
 _ARCHITECTURES: dict[str, ModuleType] = {"x052": x052, "x060": x060, "x070": x070}
@@ -68,6 +69,11 @@ class RWKV(nn.Module):
         self._runs = tuple(
             torch.compile(block, **{"dynamic": False, **settings}) for block in self.blocks
         )
+
+    def fuse_elementwise(self) -> None:
+        """Let x070's elementwise work run as the hand-written kernels of ``rwkvkit.ops.fused``."""
+        for block in self.blocks:
+            cast("Block", block).fuse()
 
     def forward(
         self,
@@ -188,6 +194,10 @@ class Block(nn.Module):
         self.ffn = architecture.FeedForward(config)
         self.drop = nn.Dropout(config.dropout)
         self.grad_cp = grad_cp
+
+    def fuse(self) -> None:
+        """Run the elementwise work as kernels; only x070 has them."""
+        self.att.fused = self.ffn.fused = True
 
     def forward(
         self, x: Tensor, v_first: Tensor | None, resets: Tensor | None, memory: State | None

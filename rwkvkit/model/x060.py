@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rwkvkit.model.config import ModelConfig
-from rwkvkit.model.layers import TimeMixing, linear, mixing_vector, shift, wide
+from rwkvkit.model.layers import TimeMixing, linear, mixing_vector
 from rwkvkit.ops import wkv6
+from rwkvkit.ops.elementwise import shift, wide
 from rwkvkit.ops.inputs import Impl
 
 GROUP_NORM_EPS = 64e-5

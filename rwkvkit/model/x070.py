@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rwkvkit.model.config import ModelConfig
-from rwkvkit.model.layers import TimeMixing, linear, mixing_vector, shift, wide
-from rwkvkit.ops import wkv7
+from rwkvkit.model.layers import TimeMixing, linear, mixing_vector
+from rwkvkit.ops import elementwise, fused, wkv7
+from rwkvkit.ops.elementwise import wide
 from rwkvkit.ops.inputs import Impl
 
 GROUP_NORM_EPS = 64e-5
@@ -19,9 +20,14 @@ LOG_W_SCALE = -math.exp(-0.5)
 
 
 class Attention(TimeMixing):
-    """Time mixing. Layer 0 has no value residual (v0, v1, v2): it is where v_first comes from."""
+    """Time mixing. Layer 0 has no value residual (v0, v1, v2): it is where v_first comes from.
+
+    Attributes:
+        fused: whether the elementwise work is that of ``rwkvkit.ops.fused``.
+    """
 
     state_is_value_key = True
+    fused = False
 
     def __init__(self, config: ModelConfig, layer: int, impl: Impl) -> None:
         super().__init__(config, impl)
@@ -73,11 +79,9 @@ class Attention(TimeMixing):
         Returns:
             The output [B, T, C], v_first, and the state after the last token.
         """
-        xx = shift(x, last, resets) - x
-        x_r, x_w, x_k, x_v, x_a, x_g = (
-            torch.addcmul(x, xx, mix)
-            for mix in (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
-        )
+        ops = fused if self.fused else elementwise
+        mixes = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
+        x_r, x_w, x_k, x_v, x_a, x_g = ops.shift_mix(x, last, resets, mixes)
         r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
         w_raw = wide(self.w0) + wide(torch.tanh(x_w @ self.w1) @ self.w2)
         log_w = LOG_W_SCALE * torch.sigmoid(w_raw)
@@ -100,7 +104,13 @@ class Attention(TimeMixing):
 
 
 class FeedForward(nn.Module):
-    """Channel mixing."""
+    """Channel mixing.
+
+    Attributes:
+        fused: as in :class:`Attention`.
+    """
+
+    fused = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -110,5 +120,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, resets: Tensor | None, last: Tensor | None) -> Tensor:
         """Mix over channels: x [B, T, C] -> [B, T, C]."""
-        xx = shift(x, last, resets) - x
-        return self.value(F.relu(self.key(torch.addcmul(x, xx, self.x_k))).square())
+        ops = fused if self.fused else elementwise
+        (x_k,) = ops.shift_mix(x, last, resets, (self.x_k,))
+        return self.value(ops.relu_squared(self.key(x_k)))

@@ -13,8 +13,9 @@ from rwkvkit.model.config import ModelConfig
 Setting = bool | Literal["auto"]
 
 # Bytes an element (token x channel x layer) that eager execution moves beyond fused code in a
-# forward and backward pass, counted for x070: 389 passes of 2 bytes against 185.
-_SAVED_BYTES = 2 * (389 - 185)
+# forward and backward pass, counted for x070: 389 passes of 2 bytes against 185; with the
+# hand-written kernels only residuals and norms are left to be fused.
+_SAVED_BYTES, _SAVED_BESIDE_KERNELS = 2 * (389 - 185), 2 * 8
 _BYTES_PER_SECOND = 4e12  # what an H200 copies: on a slower card compiling saves more
 _COST_SECONDS = 120  # two graphs, forward and backward: 30 to 100 s on a CPU, a guess for a GPU
 
@@ -33,7 +34,12 @@ class Compilation:
 
 
 def choose_compile(
-    setting: Setting, device: torch.device, model: ModelConfig, tokens: int
+    setting: Setting,
+    device: torch.device,
+    model: ModelConfig,
+    tokens: int,
+    *,
+    fused: bool = False,
 ) -> Compilation:
     """Resolve ``train.compile``.
 
@@ -42,6 +48,7 @@ def choose_compile(
         device: where the model trains.
         model: the model's shape.
         tokens: that the run trains on.
+        fused: whether hand-written kernels do most of the elementwise work.
 
     Raises:
         RecipeError: the recipe demands it, and this machine has no compiler for it.
@@ -59,7 +66,8 @@ def choose_compile(
         return Compilation(False, f"compile off: on {device.type} it takes longer than it saves")
     if lacking:
         return Compilation(False, f"compile off: {lacking}")
-    seconds = _SAVED_BYTES * model.n_layer * model.n_embd * tokens / _BYTES_PER_SECOND
+    saved_bytes = _SAVED_BESIDE_KERNELS if fused else _SAVED_BYTES
+    seconds = saved_bytes * model.n_layer * model.n_embd * tokens / _BYTES_PER_SECOND
     text = f"would save about {seconds:,.0f} s of the run and take about {_COST_SECONDS} s"
     if seconds <= _COST_SECONDS:
         return Compilation(False, f"compile off: it {text}")

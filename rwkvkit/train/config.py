@@ -64,6 +64,9 @@ class TrainConfig(Config):
     """Where to train; auto takes a GPU if there is one."""
     wkv: Literal["auto", "cuda", "precise", "chunked", "naive"] = "auto"
     """The WKV operator: kernels on tensor cores, kernels in fp32, PyTorch products or a loop."""
+    elementwise: Literal["auto", "fused", "torch"] = "auto"
+    """What x070 does between its products: hand-written kernels, or PyTorch; auto takes the kernels
+    on a GPU that runs them."""
     save_every: Count | None = None
     """Optimizer steps between checkpoints; a mini-epoch or a tenth of the run unless given."""
     keep: int = Field(default=3, ge=1)

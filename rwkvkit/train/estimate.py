@@ -43,6 +43,7 @@ class Setup:
         dtype: of weights and activations.
         grad_cp: what of the activations is computed again.
         impl: the WKV operator, ``auto`` resolved.
+        fused: whether x070's elementwise work is that of hand-written kernels.
         on_gpu: whether the device is a GPU.
         accumulate: passes an optimizer step.
         trained: parameters that train; None: all.
@@ -58,6 +59,7 @@ class Setup:
     dtype: torch.dtype
     grad_cp: GradCp = False
     impl: Impl = "chunked"
+    fused: bool = False
     on_gpu: bool = True
     accumulate: int = 1
     trained: int | None = None
@@ -79,7 +81,9 @@ class Setup:
     @property
     def footprint(self) -> Footprint:
         """That of one block."""
-        return block_footprint(self.model, self.dtype, self.impl, self.micro_bsz, self.ctx_len)
+        return block_footprint(
+            self.model, self.dtype, self.impl, self.micro_bsz, self.ctx_len, fused=self.fused
+        )
 
 
 @dataclass(frozen=True)

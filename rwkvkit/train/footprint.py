@@ -44,7 +44,13 @@ class Footprint:
 
 
 def block_footprint(
-    model: ModelConfig, dtype: torch.dtype, impl: Impl, batch: int, tokens: int
+    model: ModelConfig,
+    dtype: torch.dtype,
+    impl: Impl,
+    batch: int,
+    tokens: int,
+    *,
+    fused: bool = False,
 ) -> Footprint:
     """Return the footprint of one block (not the first) for a batch of [B, T].
 
@@ -57,10 +63,12 @@ def block_footprint(
         impl: the WKV operator.
         batch: B.
         tokens: T.
+        fused: whether the elementwise work is that of hand-written kernels.
     """
     short, long = (8, 16) if impl == "naive" else (64, 128)
     few, many = _MANY, 2 * _MANY
-    measured = [_measure(model, dtype, impl, b, t) for b in (few, many) for t in (short, long)]
+    sizes = [(b, t) for b in (few, many) for t in (short, long)]
+    measured = [_measure(model, dtype, impl, fused, b, t) for b, t in sizes]
 
     def at(name: str) -> float:
         few_short, few_long, many_short, many_long = (getattr(m, name) for m in measured)
@@ -76,13 +84,15 @@ def block_footprint(
 
 @cache
 def _measure(
-    model: ModelConfig, dtype: torch.dtype, impl: Impl, batch: int, tokens: int
+    model: ModelConfig, dtype: torch.dtype, impl: Impl, fused: bool, batch: int, tokens: int
 ) -> Footprint:
     # The tensors are on no GPU, so the fp32 kernels' operator stands for both: what the other keeps
     # is in 16 bits, so this is more than it needs.
     impl = "precise" if impl == "cuda" else impl
     with torch.device("meta"):
         block = Block(model, 1, impl, False).to(dtype)
+    if fused:
+        block.fuse()
     with FakeTensorMode():
         weights = {n: _empty(p.shape, dtype) for n, p in block.named_parameters()}
         x, v_first = (_empty((batch, tokens, model.n_embd), dtype) for _ in range(2))

@@ -1,9 +1,13 @@
-"""Which WKV operator a run uses, and why."""
+"""Which operators a run uses, and why."""
+
+from typing import Literal
+
+import torch
 
 from rwkvkit.errors import RecipeError, UsageError
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.ops import rwkv6, rwkv7
-from rwkvkit.ops.inputs import Choice, Impl, choose
+from rwkvkit.ops.inputs import Choice, Impl, choose, kernel_obstacle
 from rwkvkit.train.device import Placement
 
 # Shared memory that the chunked kernels need, by architecture and head size.
@@ -33,3 +37,52 @@ def choose_wkv(setting: Impl, placement: Placement, model: ModelConfig, ctx_len:
         raise RecipeError(
             error.what, where="train.wkv", hint="leave train.wkv out: it takes what can run"
         ) from error
+
+
+def choose_elementwise(
+    setting: Literal["auto", "fused", "torch"], placement: Placement, model: ModelConfig
+) -> Choice:
+    """Resolve ``train.elementwise``.
+
+    Args:
+        setting: of the recipe.
+        placement: where and in which precision the model trains.
+        model: its shape.
+
+    Returns:
+        ``fused`` or ``torch``, and why.
+
+    Raises:
+        RecipeError: the recipe demands kernels where there are none.
+    """
+    if setting == "torch":
+        return Choice("torch", "elementwise torch: as demanded")
+    obstacle = _fused_obstacle(placement, model)
+    if setting == "auto":
+        if obstacle:
+            return Choice("torch", f"elementwise torch: {obstacle}")
+        return Choice("fused", "elementwise fused: kernels for this GPU")
+    if obstacle:
+        raise RecipeError(
+            f"elementwise is fused, but {obstacle}",
+            where="train.elementwise",
+            hint="leave train.elementwise out: it takes what can run",
+        )
+    return Choice("fused", "elementwise fused: as demanded")
+
+
+def _fused_obstacle(placement: Placement, model: ModelConfig) -> str | None:
+    device, dtype = placement.device, placement.dtype
+    if model.arch != "x070":
+        return f"the kernels are for x070, not {model.arch}"
+    if model.head_size not in (64, 128):
+        return f"the kernels are for head sizes 64 and 128, not {model.head_size}"
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"the kernels take bf16 and fp16, not {str(dtype).removeprefix('torch.')}"
+    if obstacle := kernel_obstacle(device):
+        return obstacle
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "the kernels need an sm_80 or newer"
+    return None

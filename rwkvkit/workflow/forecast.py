@@ -12,7 +12,7 @@ from rwkvkit.train.adapt import trained_parameters, weight_bytes
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Placement, card_of
 from rwkvkit.train.estimate import Memory, Setup, estimate_memory, estimate_speed, would_fit
-from rwkvkit.train.operator import choose_wkv
+from rwkvkit.train.operator import choose_elementwise, choose_wkv
 
 # What is counted in place of each operator: for `cuda` the fp32 kernels, whose tensors are larger.
 _COUNTED: dict[str, Impl] = {
@@ -53,6 +53,7 @@ def setup_of(
         dtype=placement.dtype,
         grad_cp=settings.grad_cp,
         impl=_COUNTED[choose_wkv(settings.wkv, placement, model, ctx_len).impl],
+        fused=choose_elementwise(settings.elementwise, placement, model).impl == "fused",
         on_gpu=placement.device.type == "cuda",
         accumulate=settings.accumulate_grad_batches,
         trained=trained_parameters(settings.tuning, model),

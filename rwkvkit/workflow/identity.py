@@ -11,7 +11,18 @@ from rwkvkit.train.config import TrainConfig
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 20
 
 _FREE = {
-    *("device", "wkv", "grad_cp", "compile", "precision", "engine", "zero", "offload", "deepspeed"),
+    *(
+        "device",
+        "wkv",
+        "elementwise",
+        "grad_cp",
+        "compile",
+        "precision",
+        "engine",
+        "zero",
+        "offload",
+        "deepspeed",
+    ),
     *("save_every", "keep", "trackers", "tracker_project", "profile", "evaluate"),
 }
 """Keys of ``train`` that may change from one start of a run to the next."""

@@ -32,7 +32,7 @@ from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.observe import END_EARLY, Sink
-from rwkvkit.train.operator import choose_wkv
+from rwkvkit.train.operator import choose_elementwise, choose_wkv
 from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan, plan_training
 from rwkvkit.train.record import check_record, read_record, write_record
@@ -198,16 +198,31 @@ class Run:
             local_rank=local_rank,
         )
         tokens = samples.tokens(plan.schedule.steps * plan.global_batch)
+        elementwise = self._elementwise(plan.placement)
         compiled = choose_compile(
-            self.settings.compile, plan.placement.device, self.model_config, tokens
+            self.settings.compile,
+            plan.placement.device,
+            self.model_config,
+            tokens,
+            fused=elementwise.impl == "fused",
         )
         tuning = check_tuning(self.settings.tuning, self.model_config)
         wkv = self._wkv(plan.placement)
-        lines = (*plan.lines, wkv.reason, compiled.reason, *tuning, *rate_hint(self.settings))
+        lines = (
+            *plan.lines,
+            wkv.reason,
+            elementwise.reason,
+            compiled.reason,
+            *tuning,
+            *rate_hint(self.settings),
+        )
         return replace(plan, compile=compiled.on, lines=lines)
 
     def _wkv(self, placement: Placement) -> Choice:
         return choose_wkv(self.settings.wkv, placement, self.model_config, self.recipe.ctx_len)
+
+    def _elementwise(self, placement: Placement) -> Choice:
+        return choose_elementwise(self.settings.elementwise, placement, self.model_config)
 
     def _impl(self, placement: Placement) -> Impl:
         """Decide before torch.compile sees the model; on a CPU each call decides for itself."""
@@ -360,6 +375,8 @@ class Run:
             dtype=plan.placement.dtype,
             seed=self.recipe.seed,
         )
+        if self._elementwise(plan.placement).impl == "fused":
+            model.fuse_elementwise()
         if plan.compile:
             model.compile_blocks()
         dtype, device = plan.placement.dtype, plan.placement.device

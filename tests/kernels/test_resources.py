@@ -10,12 +10,17 @@ from pathlib import Path
 import pytest
 
 from rwkvkit.ops.cuda.compile import ARCHITECTURES, Program, compile_program, toolkit_versions
+from rwkvkit.ops.cuda.elementwise_kernels import programs as elementwise_programs
 from rwkvkit.ops.cuda.wkv6_kernels import programs as wkv6_programs
 from rwkvkit.ops.cuda.wkv7_kernels import Shape
 from rwkvkit.ops.cuda.wkv7_kernels import programs as wkv7_programs
 
 RECORD = Path(__file__).parents[1] / "golden" / "kernels.json"
-PROGRAMS: dict[str, Program] = {**wkv7_programs(), **wkv6_programs()}
+PROGRAMS: dict[str, Program] = {
+    **wkv7_programs(),
+    **wkv6_programs(),
+    **elementwise_programs(),
+}
 
 # Shared memory that a block can have, in bytes, and the kernels that are not for all of them.
 SHARED = dict(zip(ARCHITECTURES, (166912, 101376, 101376, 232448, 232448, 101376), strict=True))
@@ -32,7 +37,7 @@ def measure(program: Program) -> dict[str, dict[str, list[int]]]:
 
 
 def shared_bytes(program: Program) -> int:
-    return dict(program.defines)["SHARED_BYTES"]
+    return dict(program.defines).get("SHARED_BYTES", 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA publishes NVRTC for Linux and Windows")

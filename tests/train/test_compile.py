@@ -34,6 +34,12 @@ def test_on_a_gpu_it_has_to_pay(tokens: int, on: bool) -> None:
     assert choice.reason.startswith(f"compile {'on' if on else 'off'}: it would save about")
 
 
+@pytest.mark.usefixtures("complete_gpu")
+def test_beside_the_kernels_little_is_left_to_save() -> None:
+    assert choose_compile("auto", GPU, LARGE, 3 * 10**8).on
+    assert not choose_compile("auto", GPU, LARGE, 3 * 10**8, fused=True).on
+
+
 @pytest.mark.parametrize("setting", [True, False])
 def test_the_recipe_decides(setting: bool) -> None:
     choice = choose_compile(setting, CPU, LARGE, 1)

@@ -1,13 +1,13 @@
 """The programs that training of the published sizes runs: head size 64, bf16."""
 
-from rwkvkit.ops.cuda import wkv6_kernels, wkv7_kernels
+from rwkvkit.ops.cuda import elementwise_kernels, wkv6_kernels, wkv7_kernels
 from rwkvkit.ops.cuda.compile import Program
 
 _HEAD_SIZE = 64
 
 
 def programs() -> tuple[Program, ...]:
-    """Return them: both passes on tensor cores with and without resets, and the fp32 kernels."""
+    """Return them: WKV on tensor cores with and without resets and in fp32, elementwise work."""
     found = {
         **dict.fromkeys(
             program
@@ -20,5 +20,6 @@ def programs() -> tuple[Program, ...]:
         ),
         wkv7_kernels.precise_program(_HEAD_SIZE): None,
         wkv6_kernels.precise_program(_HEAD_SIZE): None,
+        **dict.fromkeys(elementwise_kernels.published_programs()),
     }
     return tuple(found)

@@ -49,6 +49,8 @@ inline pair multiply(pair x, pair y) { return pack(low(x) * low(y), high(x) * hi
 
 inline float exp2_fast(float x) { return exp2f(x); }
 inline float reciprocal(float x) { return 1.f / x; }
+inline float square_root(float x) { return sqrtf(x); }
+inline float reciprocal_root(float x) { return 1.f / sqrtf(x); }
 
 inline void mma(float d[4], const pair a[4], const pair b[2]) {
     struct Operands {
