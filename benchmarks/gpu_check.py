@@ -95,8 +95,7 @@ def _run(section: str, limit: float, settings: argparse.Namespace) -> dict[str, 
 
 def _one(settings: argparse.Namespace) -> int:
     """Run one section in this process and write its rows."""
-    from gpu_operators import small_cases
-    from gpu_sections import SECTIONS
+    from gpu_sections import SECTIONS, small_cases
 
     known = {name: function for name, (function, _) in SECTIONS.items()}
     known["small cases"] = small_cases  # what the sanitizer runs

@@ -51,8 +51,8 @@ def correctness(settings: argparse.Namespace) -> Iterator[Row]:
     return _compare_all(settings, lengths, (16,) if settings.tiny else (64, 128))
 
 
-def small_cases(settings: argparse.Namespace) -> Iterator[Row]:
-    """A few of these cases: what the sanitizer watches."""
+def wkv_cases(settings: argparse.Namespace) -> Iterator[Row]:
+    """A few of these cases."""
     return _compare_all(settings, (17, 50), (64,))
 
 

@@ -3,9 +3,17 @@
 import argparse
 from collections.abc import Callable, Iterator
 
-from gpu_operators import compile_kernels, correctness, operators, sanitizer
-from gpu_steps import compiled_steps, head, steps
+from gpu_head import head, loss_cases
+from gpu_operators import compile_kernels, correctness, operators, sanitizer, wkv_cases
+from gpu_steps import compiled_steps, steps
 from gpu_timing import Row
+
+
+def small_cases(settings: argparse.Namespace) -> Iterator[Row]:
+    """A few cases of every kernel: what the sanitizer watches."""
+    yield from wkv_cases(settings)
+    yield from loss_cases(settings)
+
 
 SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[Row]], float]] = {
     "compile": (compile_kernels, 45),

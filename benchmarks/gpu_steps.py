@@ -1,4 +1,4 @@
-"""Sections of ``gpu_check.py``: the head with its loss, and whole training steps."""
+"""Sections of ``gpu_check.py``: whole training steps."""
 
 import argparse
 import math
@@ -6,47 +6,13 @@ import re
 from collections.abc import Callable, Iterator
 
 import torch
-from gpu_operators import error_of
 from gpu_timing import Row, timed
-from torch import Tensor
 
 from rwkvkit.ops.inputs import Impl
 
-
-def head(settings: argparse.Namespace) -> Iterator[Row]:
-    """Compare and time the head with its loss, in chunks and with the logits whole."""
-    from rwkvkit.model.loss import head_loss, lm_loss
-
-    tokens, width, vocab = (40, 16, 99) if settings.tiny else (32768, 2048, 65536)
-    generator = torch.Generator().manual_seed(0)
-    dtype = torch.bfloat16 if settings.device == "cuda" else torch.float32
-
-    def randn(*of: int) -> Tensor:
-        x = torch.randn(*of, generator=generator)
-        return x.to(settings.device, dtype).requires_grad_()
-
-    hidden, weight = randn(tokens, width), randn(vocab, width)
-    with torch.no_grad():
-        weight *= 0.02
-    targets = torch.randint(vocab, (tokens,), generator=generator).to(settings.device)
-
-    def chunked(count: int) -> list[Tensor]:
-        loss = head_loss(hidden[:count], weight, targets[:count])
-        return [loss.detach(), *torch.autograd.grad(loss, (hidden, weight))]
-
-    def whole(count: int) -> list[Tensor]:
-        loss = lm_loss(hidden[:count] @ weight.mT, targets[:count])
-        return [loss.detach(), *torch.autograd.grad(loss, (hidden, weight))]
-
-    few = min(tokens, 2048)
-    error = max(map(error_of, chunked(few), whole(few)))
-    yield {"what": "chunks against whole logits", "error": error, "ok": error < 2e-2}
-    yield {"what": "chunks", **timed(lambda: chunked(tokens), settings)}
-    yield {"what": "whole logits", **timed(lambda: whole(tokens), settings)}
-
-
 _CATEGORIES = (
     ("wkv", r"wkv"),
+    ("cross entropy", r"cross_entropy"),
     ("products", r"gemm|nvjet|cutlass|cublas|xmma|aten::(mm|addmm|bmm|linear)"),
     ("optimizer", r"adam|multi_tensor|foreach"),
     ("norms", r"norm"),

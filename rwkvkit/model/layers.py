@@ -42,8 +42,9 @@ class Head(nn.Linear):
     for as long as that runs.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, impl: Impl) -> None:
         super().__init__(config.n_embd, config.vocab_size, bias=False)
+        self.impl = impl
 
     def forward(
         self, x: Tensor, targets: Tensor | None = None, mask: Tensor | None = None
@@ -55,7 +56,9 @@ class Head(nn.Linear):
             targets: token ids [B, T].
             mask: the weight of each target [B, T]; None: all equal.
         """
-        return super().forward(x) if targets is None else head_loss(x, self.weight, targets, mask)
+        if targets is None:
+            return super().forward(x)
+        return head_loss(x, self.weight, targets, mask, impl=self.impl)
 
 
 def mixing_vector(width: int) -> nn.Parameter:

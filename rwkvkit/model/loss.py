@@ -4,6 +4,7 @@ From logits (``lm_loss``), or from what the head reads (``head_loss``), which ne
 of all tokens. M tokens (all leading dimensions together), C n_embd, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rwkvkit.errors import UsageError
+from rwkvkit.ops import cross_entropy as plain
+from rwkvkit.ops.cuda import cross_entropy as kernel
+from rwkvkit.ops.inputs import Impl
 
 L2WRAP = 1e-4
-# Elements of float32 work at a time. On a CPU 4 MiB stay in cache and in the allocator's hands:
-# three times as fast as 64 MiB (AMD EPYC). A GPU wants fewer, larger launches.
-_BLOCK_CPU, _BLOCK_GPU = 1 << 20, 1 << 24
 # Logits that head_loss holds: 64 MiB in float32 on a CPU; on a GPU 0.5 GiB in bfloat16, so that
 # adding up the weight's gradient, 12 bytes an element a chunk, stays small beside the products.
 _CHUNK_CPU, _CHUNK_GPU = 1 << 24, 1 << 28
@@ -52,7 +53,12 @@ def lm_loss(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tens
 
 
 def head_loss(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, mask: Tensor | None = None
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    mask: Tensor | None = None,
+    *,
+    impl: Impl = "auto",
 ) -> Tensor:
     """Return ``lm_loss(hidden @ head_weight.T, targets, mask)`` without holding the logits.
 
@@ -66,6 +72,7 @@ def head_loss(
         head_weight: [V, C], of the same dtype.
         targets: int64 [...], every one a token id.
         mask: [...], see :func:`lm_loss`.
+        impl: the model's WKV operator: where it is a kernel, so is the cross entropy on a GPU.
 
     Returns:
         A scalar in float32 (float64 stays float64), as :func:`lm_loss` does.
@@ -90,11 +97,15 @@ def head_loss(
             hidden, targets, weights = (x.index_select(0, kept) for x in (hidden, targets, weights))
     # Inside, tokens weigh what the mask says, and the mean comes last: in float16 the gradient of
     # a mean over many tokens would vanish.
-    loss = _HeadLoss.apply(hidden, head_weight, targets, weights, torch.is_grad_enabled())
+    choice = plain.choose(impl, hidden.device, hidden.dtype)
+    judge = kernel.judge if choice.impl == "cuda" else plain.judge
+    loss = _HeadLoss.apply(hidden, head_weight, targets, weights, judge, torch.is_grad_enabled())
     return loss / _total(weights)
 
 
-def workspace(tokens: int, width: int, vocab: int, dtype: torch.dtype, *, on_gpu: bool) -> int:
+def workspace(
+    tokens: int, width: int, vocab: int, dtype: torch.dtype, *, on_gpu: bool, fused: bool
+) -> int:
     """Return about how many bytes :func:`head_loss` needs beside its inputs, with gradients.
 
     Args:
@@ -103,12 +114,28 @@ def workspace(tokens: int, width: int, vocab: int, dtype: torch.dtype, *, on_gpu
         vocab: V.
         dtype: of the hidden values and the weight.
         on_gpu: whether they lie on a GPU.
+        fused: whether a kernel judges the logits; plain PyTorch works on float32 copies of some.
     """
     size, wide = dtype.itemsize, max(4, dtype.itemsize)
-    chunk = vocab * max(1, min(tokens, (_CHUNK_GPU if on_gpu else _CHUNK_CPU) // vocab))
-    block = vocab * max(1, min(tokens, (_BLOCK_GPU if on_gpu else _BLOCK_CPU) // vocab))
+    chunk = vocab * min(tokens, _chunk_rows(vocab, on_gpu=on_gpu))
+    block = 0 if fused else vocab * min(tokens, plain.block_rows(vocab, on_gpu=on_gpu))
     to_weight = vocab * width * (wide + (size if size < wide else 0))
     return chunk * size + 4 * block * wide + tokens * width * size + to_weight
+
+
+def traffic(tokens: int, width: int, vocab: int, *, fused: bool) -> float:
+    """Return about how many bytes :func:`head_loss` moves on a GPU in 16 bits, but in its products.
+
+    Args:
+        tokens: M.
+        width: C.
+        vocab: V.
+        fused: see :func:`workspace`.
+    """
+    chunks = -(-tokens // _chunk_rows(vocab, on_gpu=True))
+    judging = 6 if fused else 64  # two reads and a write; ten passes, most in float32
+    adding_up = 12  # written in 16 bits, read, and added to what is there in 32
+    return judging * tokens * vocab + adding_up * chunks * vocab * width
 
 
 def _check(name: str, inputs: Tensor, targets: Tensor, mask: Tensor | None, function: str) -> None:
@@ -139,9 +166,9 @@ class _Loss(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         norms = torch.empty_like(weights)
         ce = torch.empty_like(weights)
-        for rows in _blocks(logits):
+        for rows in plain.blocks(logits):
             block = logits[rows].to(weights.dtype)
-            norms[rows], ce[rows] = _cross_entropy(block, targets[rows])
+            norms[rows], ce[rows] = plain.cross_entropy(block, targets[rows])
         ctx.save_for_backward(logits, targets, weights, norms)
         return (ce.masked_fill(weights == 0, 0) * weights).sum()
 
@@ -150,10 +177,10 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, targets, weights, norms = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
-        for rows in _blocks(logits):
+        for rows in plain.blocks(logits):
             block = logits[rows].to(weights.dtype)
             share = grad * weights[rows, None]
-            part = _gradient(block, norms[rows], targets[rows]) * share
+            part = plain.gradient(block, norms[rows], targets[rows], L2WRAP) * share
             grad_logits[rows] = part.masked_fill(share == 0, 0)
         return grad_logits, None, None
 
@@ -168,16 +195,18 @@ class _HeadLoss(torch.autograd.Function):
         head_weight: Tensor,
         targets: Tensor,
         weights: Tensor,
+        judge: Callable[..., Tensor],
         with_gradients: bool,
     ) -> Tensor:
         to_hidden, to_weight = (with_gradients and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if to_hidden else None
         grad_weight = torch.zeros_like(head_weight, dtype=weights.dtype) if to_weight else None
         ce = torch.empty_like(weights)
-        chunk = _CHUNK_CPU if hidden.device.type == "cpu" else _CHUNK_GPU
-        for rows in _slices(len(hidden), chunk // len(head_weight)):
+        step = _chunk_rows(len(head_weight), on_gpu=hidden.device.type != "cpu")
+        for rows in plain.slices(len(hidden), step):
             logits = hidden[rows] @ head_weight.mT
-            ce[rows] = _judge(logits, targets[rows], weights[rows], to_hidden or to_weight)
+            wanted = to_hidden or to_weight
+            ce[rows] = judge(logits, targets[rows], weights[rows], L2WRAP, wanted)
             if grad_hidden is not None:
                 torch.mm(logits, head_weight, out=grad_hidden[rows])
             if grad_weight is not None and grad_weight.dtype == logits.dtype:
@@ -195,40 +224,8 @@ class _HeadLoss(torch.autograd.Function):
             None if x is None else torch.mul(x, grad, out=torch.empty_like(x, dtype=ctx.dtype))
             for x in ctx.saved_tensors
         ]
-        return (*gradients, None, None, None)
+        return (*gradients, None, None, None, None)
 
 
-def _judge(logits: Tensor, targets: Tensor, weights: Tensor, with_gradient: bool) -> Tensor:
-    """Return the cross entropies [M]; put their weighted gradient in the place of the logits."""
-    ce = torch.empty_like(weights)
-    for rows in _blocks(logits):
-        block = logits[rows].to(weights.dtype)
-        norms, ce[rows] = _cross_entropy(block, targets[rows])
-        if with_gradient:
-            logits[rows] = _gradient(block, norms, targets[rows]) * weights[rows, None]
-    return ce
-
-
-def _cross_entropy(block: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logarithm of each row's normaliser, and its cross entropy; both [M]."""
-    norms = block.logsumexp(-1)
-    return norms, norms - block.gather(-1, targets[:, None]).squeeze(-1)
-
-
-def _gradient(block: Tensor, norms: Tensor, targets: Tensor) -> Tensor:
-    """The gradient of each row's cross entropy, with the pull: softmax - onehot + pull [M, V]."""
-    largest, where = block.max(-1, keepdim=True)
-    part = torch.exp(block - norms[:, None])
-    part.scatter_add_(-1, targets[:, None], torch.full_like(largest, -1.0))
-    return part.scatter_add_(-1, where, L2WRAP * largest)
-
-
-def _blocks(logits: Tensor) -> list[slice]:
-    """Cut rows so that a block holds about as many elements as suit the device."""
-    elements = _BLOCK_CPU if logits.device.type == "cpu" else _BLOCK_GPU
-    return _slices(len(logits), elements // logits.shape[-1])
-
-
-def _slices(rows: int, step: int) -> list[slice]:
-    step = max(1, step)
-    return [slice(start, start + step) for start in range(0, rows, step)]
+def _chunk_rows(vocab: int, *, on_gpu: bool) -> int:
+    return max(1, (_CHUNK_GPU if on_gpu else _CHUNK_CPU) // vocab)

@@ -50,7 +50,7 @@ class RWKV(nn.Module):
             Block(config, layer, impl, grad_cp) for layer in range(config.n_layer)
         )
         self.ln_out = nn.LayerNorm(config.n_embd)
-        self.head = Head(config)
+        self.head = Head(config, impl)
         if config.head_qk:
             self.head_q = linear(config.n_embd, config.head_qk)
             self.head_k = linear(config.n_embd, config.head_qk)

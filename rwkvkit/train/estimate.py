@@ -12,6 +12,7 @@ import torch
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.describe import n_parameters
 from rwkvkit.model.flops import train_flops
+from rwkvkit.model.loss import traffic as loss_traffic
 from rwkvkit.model.loss import workspace as loss_workspace
 from rwkvkit.model.rwkv import GradCp
 from rwkvkit.ops.inputs import Impl
@@ -77,6 +78,12 @@ class Setup:
     def samples(self) -> int:
         """Samples of an optimizer step on a device."""
         return self.micro_bsz * self.accumulate
+
+    @property
+    def fused_loss(self) -> bool:
+        """Whether a kernel judges the logits, where it can run at all."""
+        kernels = self.impl not in ("chunked", "naive")
+        return self.on_gpu and self.dtype.itemsize == 2 and kernels
 
     @property
     def footprint(self) -> Footprint:
@@ -146,7 +153,12 @@ def _activations(setup: Setup) -> float:
     model, block = setup.model, setup.footprint
     stream = setup.tokens * model.n_embd * setup.dtype.itemsize  # one [M, C]
     head = 2 * stream + loss_workspace(
-        setup.tokens, model.n_embd, model.vocab_size, setup.dtype, on_gpu=setup.on_gpu
+        setup.tokens,
+        model.n_embd,
+        model.vocab_size,
+        setup.dtype,
+        on_gpu=setup.on_gpu,
+        fused=setup.fused_loss,
     )
     if not setup.grad_cp:
         return stream + model.n_layer * block.saved + max(head, block.workspace)
@@ -173,6 +185,7 @@ def estimate_speed(setup: Setup, card: Card, *, compiled: bool) -> float:
         kernel_again = 7 / 6 if setup.grad_cp is True else 1.0  # its forward pass is the cheaper
         elements = model.n_layer * setup.tokens * model.n_embd
         traffic += _KERNEL_BYTES * elements * kernel_again
+    traffic += loss_traffic(setup.tokens, model.n_embd, model.vocab_size, fused=setup.fused_loss)
     traffic += _OPTIMIZER_BYTES * n_parameters(model) / setup.accumulate
     seconds += traffic / (card.gb_per_s * 1e9 * _COPY_SHARE)
     launches = model.n_layer * block.launches * again * (_COMPILED if compiled else 1)

@@ -6,7 +6,7 @@ import torch
 
 from rwkvkit.errors import RecipeError, UsageError
 from rwkvkit.model.config import ModelConfig
-from rwkvkit.ops import rwkv6, rwkv7
+from rwkvkit.ops import cross_entropy, rwkv6, rwkv7
 from rwkvkit.ops.inputs import Choice, Impl, choose, kernel_obstacle
 from rwkvkit.train.device import Placement
 
@@ -86,3 +86,13 @@ def _fused_obstacle(placement: Placement, model: ModelConfig) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "the kernels need an sm_80 or newer"
     return None
+
+
+def choose_loss(wkv: Choice, placement: Placement) -> Choice:
+    """Say what judges the logits: the cross entropy kernel, or plain PyTorch.
+
+    Args:
+        wkv: the WKV operator: a recipe that does without kernels there does so here.
+        placement: where and in which precision the model trains.
+    """
+    return cross_entropy.choose(wkv.impl, placement.device, placement.dtype)

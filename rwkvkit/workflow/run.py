@@ -32,7 +32,7 @@ from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.observe import END_EARLY, Sink
-from rwkvkit.train.operator import choose_elementwise, choose_wkv
+from rwkvkit.train.operator import choose_elementwise, choose_loss, choose_wkv
 from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan, plan_training
 from rwkvkit.train.record import check_record, read_record, write_record
@@ -212,6 +212,7 @@ class Run:
             *plan.lines,
             wkv.reason,
             elementwise.reason,
+            choose_loss(wkv, plan.placement).reason,
             compiled.reason,
             *tuning,
             *rate_hint(self.settings),

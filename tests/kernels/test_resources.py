@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rwkvkit.ops.cuda.compile import ARCHITECTURES, Program, compile_program, toolkit_versions
+from rwkvkit.ops.cuda.cross_entropy import programs as cross_entropy_programs
 from rwkvkit.ops.cuda.elementwise_kernels import programs as elementwise_programs
 from rwkvkit.ops.cuda.wkv6_kernels import programs as wkv6_programs
 from rwkvkit.ops.cuda.wkv7_kernels import Shape
@@ -19,6 +20,7 @@ RECORD = Path(__file__).parents[1] / "golden" / "kernels.json"
 PROGRAMS: dict[str, Program] = {
     **wkv7_programs(),
     **wkv6_programs(),
+    **cross_entropy_programs(),
     **elementwise_programs(),
 }
 

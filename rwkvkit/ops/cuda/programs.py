@@ -1,13 +1,15 @@
 """The programs that training of the published sizes runs: head size 64, bf16."""
 
-from rwkvkit.ops.cuda import elementwise_kernels, wkv6_kernels, wkv7_kernels
+import torch
+
+from rwkvkit.ops.cuda import cross_entropy, elementwise_kernels, wkv6_kernels, wkv7_kernels
 from rwkvkit.ops.cuda.compile import Program
 
 _HEAD_SIZE = 64
 
 
 def programs() -> tuple[Program, ...]:
-    """Return them: WKV on tensor cores with and without resets and in fp32, elementwise work."""
+    """Return them: WKV on tensor cores (with and without resets) and in fp32, and all others."""
     found = {
         **dict.fromkeys(
             program
@@ -21,5 +23,6 @@ def programs() -> tuple[Program, ...]:
         wkv7_kernels.precise_program(_HEAD_SIZE): None,
         wkv6_kernels.precise_program(_HEAD_SIZE): None,
         **dict.fromkeys(elementwise_kernels.published_programs()),
+        cross_entropy.program(torch.bfloat16): None,
     }
     return tuple(found)
