@@ -28,6 +28,8 @@ DEVICE Place place(int rows) {
             first + ROWS < rows ? first + ROWS : rows};
 }
 
+DEVICE float sigmoid(float x) { return reciprocal(1.f + exp2_fast(-LOG2_E * x)); }
+
 DEVICE void unpack(float x[PIECE], uint4 from) {
     const pair pairs[4] = {from.x, from.y, from.z, from.w};
 #pragma unroll

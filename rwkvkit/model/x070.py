@@ -3,20 +3,16 @@
 B batch, T tokens, C n_embd, H heads, N head size.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.layers import TimeMixing, linear, mixing_vector
-from rwkvkit.ops import elementwise, fused, wkv7
-from rwkvkit.ops.elementwise import wide
+from rwkvkit.ops import elementwise, wkv7
+from rwkvkit.ops import fused as fused_ops
 from rwkvkit.ops.inputs import Impl
 
 GROUP_NORM_EPS = 64e-5
-LOG_W_SCALE = -math.exp(-0.5)
 
 
 class Attention(TimeMixing):
@@ -57,7 +53,7 @@ class Attention(TimeMixing):
         self.key = linear(width, width)
         self.value = linear(width, width)
         self.output = linear(width, width)
-        self.ln_x = nn.GroupNorm(config.n_head, width, eps=GROUP_NORM_EPS)
+        self.ln_x = GatedNorm(width)
 
     def forward(
         self,
@@ -79,28 +75,43 @@ class Attention(TimeMixing):
         Returns:
             The output [B, T, C], v_first, and the state after the last token.
         """
-        ops = fused if self.fused else elementwise
+        ops = fused_ops if self.fused else elementwise
         mixes = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
         x_r, x_w, x_k, x_v, x_a, x_g = ops.shift_mix(x, last, resets, mixes)
         r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
-        w_raw = wide(self.w0) + wide(torch.tanh(x_w @ self.w1) @ self.w2)
-        log_w = LOG_W_SCALE * torch.sigmoid(w_raw)
-        rate = torch.sigmoid(self.a0 + (x_a @ self.a1) @ self.a2)
+        w = torch.tanh(x_w @ self.w1) @ self.w2
+        rate = (x_a @ self.a1) @ self.a2
         g = torch.sigmoid(x_g @ self.g1) @ self.g2
         if v_first is None:
             v_first = v
         else:
-            v = torch.lerp(v, v_first, torch.sigmoid(self.v0 + (x_v @ self.v1) @ self.v2))
+            v = ops.residual_value(v, v_first, (x_v @ self.v1) @ self.v2, self.v0)
 
-        kk = F.normalize(wide(k * self.k_k).unflatten(-1, self.heads), dim=-1)
-        k = k * (1 + (rate - 1) * self.k_a)
-        r, log_w, k, v, rate = (x.unflatten(-1, self.heads) for x in (r, log_w, k, v, rate))
-        y, wkv = wkv7(
-            r, log_w, k, v, -kk, kk * rate, wkv, resets, origin=self.origin(), impl=self.impl
-        )
-        y = self.ln_x(y.flatten(0, 1).flatten(1)).view_as(x)
-        bonus = (r * k * self.r_k).sum(-1, keepdim=True) * v
-        return self.output((y + bonus.flatten(-2)) * g), v_first, wkv
+        weights = {"w0": self.w0, "a0": self.a0, "k_k": self.k_k, "k_a": self.k_a}
+        log_w, k, a, b = ops.prepare_keys(k, w, rate, **weights, heads=self.heads)
+        r, v = r.unflatten(-1, self.heads), v.unflatten(-1, self.heads)
+        y, wkv = wkv7(r, log_w, k, v, a, b, wkv, resets, origin=self.origin(), impl=self.impl)
+        return self.output(self.ln_x(y, r, k, v, g, self.r_k, fused=self.fused)), v_first, wkv
+
+
+class GatedNorm(nn.Module):
+    """Group norm of what WKV returns, the bonus of the token itself, and the gate.
+
+    A module of its own: engines that keep a part of each weight gather it while this runs.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(
+        self, y: Tensor, r: Tensor, k: Tensor, v: Tensor, g: Tensor, r_k: Tensor, *, fused: bool
+    ) -> Tensor:
+        """See ``norm_gate`` of ``rwkvkit.ops.elementwise``; ``fused`` takes the kernels' form."""
+        ops = fused_ops if fused else elementwise
+        weights = {"weight": self.weight, "bias": self.bias, "r_k": r_k}
+        return ops.norm_gate(y, r, k, v, g, **weights, eps=GROUP_NORM_EPS)
 
 
 class FeedForward(nn.Module):
@@ -120,6 +131,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, resets: Tensor | None, last: Tensor | None) -> Tensor:
         """Mix over channels: x [B, T, C] -> [B, T, C]."""
-        ops = fused if self.fused else elementwise
+        ops = fused_ops if self.fused else elementwise
         (x_k,) = ops.shift_mix(x, last, resets, (self.x_k,))
         return self.value(ops.relu_squared(self.key(x_k)))

@@ -58,3 +58,82 @@ def shift_mix(
 def relu_squared(x: Tensor) -> Tensor:
     """The square of what is positive."""
     return F.relu(x).square()
+
+
+def prepare_keys(
+    k: Tensor,
+    w: Tensor,
+    rate: Tensor,
+    *,
+    w0: Tensor,
+    a0: Tensor,
+    k_k: Tensor,
+    k_a: Tensor,
+    heads: tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Make what WKV takes beside r and v. Weights a channel are [1, 1, C].
+
+    Args:
+        k: keys [B, T, C].
+        w: what is added to w0 [B, T, C].
+        rate: what is added to a0 [B, T, C].
+        w0: the decay before its squashing.
+        a0: the in-context learning rate before its sigmoid.
+        k_k: scale of the removed key.
+        k_a: how much the learning rate counts for the written key.
+        heads: H and N.
+
+    Returns:
+        log_w, k, a = -kk and b = kk * rate of ``rwkvkit.ops.wkv7``, each [B, T, H, N].
+    """
+    log_w = LOG_W_SCALE * torch.sigmoid(wide(w0) + wide(w))
+    rate = torch.sigmoid(a0 + rate)
+    kk = F.normalize(wide(k * k_k).unflatten(-1, heads), dim=-1)
+    k = k * (1 + (rate - 1) * k_a)
+    log_w, k, rate = (x.unflatten(-1, heads) for x in (log_w, k, rate))
+    return log_w, k, -kk, kk * rate
+
+
+def residual_value(v: Tensor, v_first: Tensor, gate: Tensor, v0: Tensor) -> Tensor:
+    """Move v towards the values of the first layer, by the share sigmoid(v0 + gate).
+
+    Args:
+        v: [B, T, C].
+        v_first: [B, T, C].
+        gate: [B, T, C].
+        v0: [1, 1, C].
+    """
+    return torch.lerp(v, v_first, torch.sigmoid(v0 + gate))
+
+
+def norm_gate(
+    y: Tensor,
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    *,
+    weight: Tensor,
+    bias: Tensor,
+    r_k: Tensor,
+    eps: float,
+) -> Tensor:
+    """Norm what WKV returns by head, add the bonus of the token itself, and gate: (n + s v) g.
+
+    Args:
+        y: [B, T, H, N].
+        r: [B, T, H, N].
+        k: [B, T, H, N].
+        v: [B, T, H, N].
+        g: [B, T, C].
+        weight: of the norm [C].
+        bias: of the norm [C].
+        r_k: weights of the bonus s = Σ r k r_k, [H, N].
+        eps: added to the variance.
+
+    Returns:
+        [B, T, C].
+    """
+    normed = F.group_norm(y.flatten(0, 1).flatten(1), y.shape[2], weight, bias, eps).view_as(g)
+    bonus = (r * k * r_k).sum(-1, keepdim=True) * v
+    return (normed + bonus.flatten(-2)) * g

@@ -95,3 +95,12 @@ def test_no_sums_are_made_for_frozen_weights(emulated, monkeypatch):
         frozen = run(fused, case, frozen=kind.sums)
         assert frozen.keys() == whole.keys() - {f"d{weight}" for weight in kind.sums}
         assert all(torch.equal(whole[key], x) for key, x in frozen.items())
+
+
+def test_a_key_without_a_direction(emulated):
+    """Its norm counts as 1e-12, in the gradient too."""
+    case = make("keys", (1, 3, 2, 64))
+    case.inputs["k"][0, 1, :64] = 0
+    found, want = run(fused, case), exact(case)
+    for name, x in want.items():
+        torch.testing.assert_close(found[name].double(), x, rtol=1e-2, atol=1e-2)

@@ -5,7 +5,7 @@ import torch
 from elementwise_cases import CASES, exact, make, run
 
 from rwkvkit.ops import fused
-from rwkvkit.ops.cuda import token_mixing
+from rwkvkit.ops.cuda import head_work, token_mixing
 
 SHAPE = (2, 5, 2, 64)
 
@@ -24,7 +24,8 @@ def test_in_one_graph(name):
     names = list(case.inputs)
 
     def call(*tensors):
-        outputs = case.kind.call(fused, dict(zip(names, tensors, strict=True)), case.resets)
+        given = dict(zip(names, tensors, strict=True))
+        outputs = case.kind.call(fused, given, case.resets, case.heads)
         return [2 * y for y in outputs]
 
     leaves = [x.float().requires_grad_() for x in case.inputs.values()]
@@ -53,3 +54,34 @@ def test_opcheck_of_the_mix(given):
 def test_opcheck_of_the_squared_relu():
     torch.library.opcheck(token_mixing.relu_squared, (floats(3, 8),))
     torch.library.opcheck(token_mixing.relu_squared_backward, (torch.rand(3, 8), torch.randn(3, 8)))
+
+
+def test_opcheck_of_what_is_done_by_head():
+    vectors, weights = [floats(2, 3, 128) for _ in range(3)], [floats(128) for _ in range(4)]
+    torch.library.opcheck(head_work.prepare_keys, (*vectors, *weights, 2, 64))
+    plain = [x.detach() for x in (*vectors, *weights)]
+    grads = [torch.randn(2, 3, 2, 64) for _ in range(4)]
+    for want in (False, True):
+        torch.library.opcheck(head_work.prepare_keys_backward, (*plain, *grads, want))
+    vectors = [*(floats(2, 3, 2, 64) for _ in range(4)), floats(2, 3, 128)]
+    torch.library.opcheck(head_work.norm_gate, (*vectors, *weights[:3], 1e-3))
+    plain = [x.detach() for x in (*vectors, *weights[:3])]
+    for want in (False, True):
+        arguments = (torch.randn(2, 3, 128), *plain, 1e-3, want)
+        torch.library.opcheck(head_work.norm_gate_backward, arguments)
+
+
+def test_opcheck_of_the_values():
+    vectors, v0 = [floats(2, 3, 64) for _ in range(3)], floats(64)
+    torch.library.opcheck(token_mixing.residual_value, (*vectors, v0))
+    plain = [x.detach() for x in (vectors[0], *vectors, v0)]
+    for want in (False, True):
+        torch.library.opcheck(token_mixing.residual_value_backward, (*plain, want))
+
+
+def test_a_key_without_a_direction():
+    case = make("keys", SHAPE)
+    case.inputs["k"][0, 1, :64] = 0
+    found, want = run(fused, case, dtype=torch.float64), exact(case)
+    for key, x in want.items():
+        torch.testing.assert_close(found[key], x)

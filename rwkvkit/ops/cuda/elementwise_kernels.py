@@ -3,7 +3,9 @@
 B batch, T tokens, C n_embd, H heads, N head size. Vectors are contiguous, in bf16 or fp16.
 """
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from torch import Tensor
 from rwkvkit.ops.cuda import launch
 from rwkvkit.ops.cuda.compile import Program
 
+ROW_SUMS = {"norm_gate.cu": 3, "key_preparation.cu": 4, "residual_value.cu": 1}
+"""Sums over the tokens that their backward kernels make."""
 _THREADS = 256
 _PIECE = 8  # channels a thread: 16 bytes
 _ROWS = 8  # tokens a thread
@@ -156,9 +160,65 @@ def relu_squared(x: Tensor, grad: Tensor | None = None) -> Tensor:
     return result
 
 
+def row_program(file: str, sums: int, *, width: int = 64, fp16: bool = False) -> Program:
+    """Return a file whose two kernels go through the tokens on their own.
+
+    Args:
+        file: in the folder ``kernels``.
+        sums: sums over the tokens that its backward kernel makes.
+        width: channels that belong together: N, or 64 where none do.
+        fp16: elements are fp16 instead of bf16.
+    """
+    shared = _sums_bytes(sums, width)
+    return _program(file, width=width, fp16=fp16, SHARED_BYTES=shared)
+
+
+def run_rows(
+    program: Program,
+    kernel: str,
+    inputs: Sequence[Tensor | float],
+    outputs: Sequence[Tensor],
+    sums: int = 0,
+    *,
+    backward: bool = False,
+) -> Tensor | None:
+    """Run a kernel of :func:`row_program`.
+
+    Args:
+        program: from there.
+        kernel: its name.
+        inputs: in the kernel's order; tensors [B, T, ...] and [C], numbers first.
+        outputs: what it writes, likewise [B, T, ...].
+        sums: sums over the tokens that are wanted.
+        backward: whether it is the backward kernel.
+
+    Returns:
+        The sums, fp32 [sums, C]; None where none are wanted.
+    """
+    batch, tokens, *rest = outputs[0].shape
+    channels = math.prod(rest)
+    macros = dict(program.defines)
+    width = macros["WIDTH"]
+    partial = _partial(outputs[0], sums, width) if sums else None
+    launch.launch(
+        program,
+        kernel,
+        _grid(batch * tokens, channels, width),
+        _THREADS,
+        macros["SHARED_BYTES"] if backward else 0,
+        batch * tokens,
+        channels,
+        *inputs,
+        *outputs,
+        *([partial] if backward else []),
+    )
+    return None if partial is None else partial.sum(0)
+
+
 def published_programs() -> tuple[Program, ...]:
     """Return those that training of the published sizes runs, in bf16."""
-    return shift_mix_program(6), shift_mix_program(1), relu_squared_program()
+    rows = (row_program(file, sums) for file, sums in ROW_SUMS.items())
+    return shift_mix_program(6), shift_mix_program(1), relu_squared_program(), *rows
 
 
 def programs() -> dict[str, Program]:
@@ -169,4 +229,9 @@ def programs() -> dict[str, Program]:
         found[f"shift mix {kind}, six"] = shift_mix_program(6, fp16=fp16)
         found[f"shift mix {kind}, one"] = shift_mix_program(1, fp16=fp16)
         found[f"relu squared {kind}"] = relu_squared_program(fp16=fp16)
+        for file, sums in ROW_SUMS.items():
+            name = Path(file).stem.replace("_", " ")
+            for width in (64,) if file == "residual_value.cu" else (64, 128):
+                program = row_program(file, sums, width=width, fp16=fp16)
+                found[f"{name} {kind} N={width}"] = program
     return found

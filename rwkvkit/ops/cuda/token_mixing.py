@@ -1,4 +1,4 @@
-"""The token-shift mix and the squared relu as registered operators.
+"""The token-shift mix, the value residual and the squared relu as registered operators.
 
 On a GPU they are kernels, elsewhere the plain form. B batch, T tokens, C n_embd.
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rwkvkit.ops import elementwise
 from rwkvkit.ops.cuda import elementwise_kernels as kernels
+from rwkvkit.ops.cuda.compile import Program
 
 
 @torch.library.custom_op("rwkvkit::shift_mix", mutates_args=())
@@ -123,3 +124,68 @@ def _relu_squared_gradient(ctx: Any, grad: Tensor) -> Tensor:
 
 
 relu_squared.register_autograd(_relu_squared_gradient, setup_context=_save_output)
+
+
+@torch.library.custom_op("rwkvkit::residual_value", mutates_args=())
+def residual_value(v: Tensor, v_first: Tensor, gate: Tensor, v0: Tensor) -> Tensor:
+    """See ``rwkvkit.ops.elementwise.residual_value``; contiguous, v0 [C]."""
+    if v.is_cuda:
+        out = torch.empty_like(v)
+        inputs = (v, v_first, gate, v0)
+        kernels.run_rows(_value_program(v), "residual_value_forward", inputs, (out,))
+        return out
+    return elementwise.residual_value(v, v_first, gate, v0)
+
+
+def _value_program(v: Tensor) -> Program:
+    return kernels.row_program("residual_value.cu", 1, fp16=v.dtype == torch.float16)
+
+
+@residual_value.register_fake
+def _(v: Tensor, v_first: Tensor, gate: Tensor, v0: Tensor) -> Tensor:
+    return torch.empty_like(v)
+
+
+@torch.library.custom_op("rwkvkit::residual_value_backward", mutates_args=())
+def residual_value_backward(
+    grad: Tensor, v: Tensor, v_first: Tensor, gate: Tensor, v0: Tensor, want_v0: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of v, v_first, gate and, if wanted, v0 [C]."""
+    if v.is_cuda:
+        dv, dv_first, dgate = (torch.empty_like(v) for _ in range(3))
+        sums = kernels.run_rows(
+            _value_program(v),
+            "residual_value_backward",
+            (grad, v, v_first, gate, v0),
+            (dv, dv_first, dgate),
+            1 if want_v0 else 0,
+            backward=True,
+        )
+        empty = v.new_empty(0)
+        return dv, dv_first, dgate, empty if sums is None else sums[0].to(v.dtype)
+    share = torch.sigmoid(v0 + gate)
+    dv_first = grad * share
+    dgate = dv_first * (v_first - v) * (1 - share)
+    dv0 = dgate.sum((0, 1)) if want_v0 else v.new_empty(0)
+    return grad - dv_first, dv_first, dgate, dv0
+
+
+@residual_value_backward.register_fake
+def _(
+    grad: Tensor, v: Tensor, v_first: Tensor, gate: Tensor, v0: Tensor, want_v0: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dv0 = v.new_empty((v.shape[-1] if want_v0 else 0,))
+    return torch.empty_like(v), torch.empty_like(v), torch.empty_like(v), dv0
+
+
+def _save_values(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _value_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    want_v0 = ctx.needs_input_grad[3]
+    *vectors, dv0 = residual_value_backward(grad.contiguous(), *ctx.saved_tensors, want_v0)
+    return *vectors, dv0 if want_v0 else None
+
+
+residual_value.register_autograd(_value_gradients, setup_context=_save_values)
