@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from rwkvkit.data.chunks import Chunk
 from rwkvkit.data.documents import Documents, Reject, read_chunk
 from rwkvkit.data.filters import Filter
-from rwkvkit.data.forms import SEAM
 from rwkvkit.data.order import in_fraction
 from rwkvkit.data.readers import read_file_chunk
 from rwkvkit.data.round_trip import check_round_trip
@@ -102,7 +101,7 @@ class ChunkWork:
             documents, dropped = run_stage(stage, documents, chunk.files[0].name)
             n_filtered += dropped
         tokenizer = self._encode.load()
-        tokens, sizes = tokenizer.encode_segments(SEAM.join([*documents.texts, b""]))
+        tokens, sizes = tokenizer.encode_segments(documents.joined())
         mask: NDArray[np.uint8] | None = None
         if documents.marks is not None:
             tokens, sizes, mask = _without_seams(tokens, sizes, documents.marks)

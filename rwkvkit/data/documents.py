@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import overload
 
 import numpy as np
 import orjson
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from rwkvkit.data.chat import ChatForm
 from rwkvkit.data.chunks import Chunk, decompressed, opened
-from rwkvkit.data.forms import BadLine, Field, Form, Text, json_type
+from rwkvkit.data.forms import SEAM, BadLine, Field, Form, Text, json_type
+from rwkvkit.data.scan import Scan
 
 _NEWLINE = re.compile(rb"\r\n?|\n")
 _BYTE_ORDER_MARK = "\ufeff"
+_FEW = 16  # odd lines after which a chunk of them is read line by line
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,33 @@ class Reject:
     raw: str
 
 
+class JoinedTexts(Sequence[bytes]):
+    """Texts that lie in one buffer, each followed by ``rwkvkit.data.forms.SEAM``.
+
+    Attributes:
+        joined: the buffer, uint8 [bytes].
+        stops: where each ends in it, the byte after it included, int64 [texts].
+    """
+
+    def __init__(self, joined: NDArray[np.uint8], stops: NDArray[np.int64]) -> None:
+        self.joined = joined
+        self.stops = stops
+
+    def __len__(self) -> int:
+        return len(self.stops)
+
+    @overload
+    def __getitem__(self, i: int) -> bytes: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[bytes]: ...
+    def __getitem__(self, i: int | slice) -> bytes | list[bytes]:
+        if isinstance(i, slice):
+            return [self[number] for number in range(len(self))[i]]
+        i = range(len(self))[i]
+        start = int(self.stops[i - 1]) if i else 0
+        return self.joined[start : int(self.stops[i]) - 1].tobytes()
+
+
 @dataclass
 class Documents:
     """What a chunk holds; nothing but the bad line where reading stopped at one.
@@ -51,7 +80,7 @@ class Documents:
         n_lines: lines in the chunk, 0 for text files.
     """
 
-    texts: list[bytes] = field(default_factory=list)
+    texts: list[bytes] | JoinedTexts = field(default_factory=list)
     files: list[int] | NDArray[np.int64] = field(default_factory=list)
     offsets: list[int] | NDArray[np.int64] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
@@ -63,18 +92,31 @@ class Documents:
         numbers = np.flatnonzero(which)
         return replace(
             self,
-            texts=[self.texts[i] for i in numbers],
+            texts=[self.texts[i] for i in numbers.tolist()],
             files=np.asarray(self.files, np.int64)[numbers],
             offsets=np.asarray(self.offsets, np.int64)[numbers],
-            marks=None if self.marks is None else [self.marks[i] for i in numbers],
+            marks=None if self.marks is None else [self.marks[i] for i in numbers.tolist()],
         )
 
     def add(self, text: Text) -> None:
-        """Append a document."""
+        """Append a document to those of a list."""
+        assert isinstance(self.texts, list)
         self.texts.append(text.content)
         if self.marks is not None:
             assert text.marks is not None
             self.marks.append(text.marks)
+
+    def joined(self) -> bytes | NDArray[np.uint8]:
+        """Return the texts, each followed by ``rwkvkit.data.forms.SEAM``."""
+        if isinstance(self.texts, JoinedTexts):
+            return self.texts.joined
+        return SEAM.join([*self.texts, b""])
+
+    def text_bytes(self) -> NDArray[np.int64]:
+        """Return the bytes of each text, [documents], seams between its segments included."""
+        if isinstance(self.texts, JoinedTexts):
+            return np.diff(self.texts.stops, prepend=0) - 1
+        return np.fromiter(map(len, self.texts), np.int64, len(self.texts))
 
 
 def read_chunk(chunk: Chunk, *, skip_bad: bool) -> Documents:
@@ -116,45 +158,76 @@ def strict_document(line: bytes, form: Form) -> Text | None:
 
 
 def _read_lines(data: bytes, chunk: Chunk, skip_bad: bool) -> Documents:
-    lines, starts = _split(data)
+    lone_returns = b"\r" in data and data.count(b"\r") > data.count(b"\r\n")
     form = chunk.files[0].form
-    field = form.name if isinstance(form, Field) else None
+    if isinstance(form, Field) and not lone_returns:
+        found = _scan_lines(data, chunk, form, skip_bad)
+        if found is not None:
+            return found
+    lines, starts = _split(data, lone_returns)
     found = Documents(n_lines=len(lines), marks=[] if isinstance(form, ChatForm) else None)
-    texts = found.texts
-    loads: Callable[[bytes], dict[str, Any]] = orjson.loads
     skipped: list[int] = []
     for number, line in enumerate(lines):
-        try:
-            if field is not None:
-                texts.append(loads(line)[field].encode())
-                continue
-            text: Text | None = form.render(loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError, BadLine):
-            # orjson refuses, or there is no such string: the strict reader has the last word.
-            try:
-                text = strict_document(line, form)
-            except BadLine as bad:
-                raw = line.decode("utf-8", errors="replace")
-                reject = Reject(chunk.first_file, number + 1, bad.reason, bad.hint, raw)
-                found.rejects.append(reject)
-                if not skip_bad:
-                    return Documents(rejects=found.rejects)
-                text = None
+        text = _document(line, form, chunk, number + 1, found.rejects)
+        if found.rejects and not skip_bad:
+            return Documents(rejects=found.rejects)
         if text is None:
             skipped.append(number)
         else:
             found.add(text)
     found.offsets = chunk.start + np.delete(starts, skipped)
-    found.files = np.full(len(texts), chunk.first_file)
+    found.files = np.full(len(found.texts), chunk.first_file)
     return found
 
 
-def _split(data: bytes) -> tuple[list[bytes], NDArray[np.int64]]:
+def _scan_lines(data: bytes, chunk: Chunk, form: Field, skip_bad: bool) -> Documents | None:
+    """Read lines the fast way; None if too many are odd for it."""
+    scan = Scan(data, form.name)
+    found = Documents()
+    n_odd = 0
+    scan.run()
+    while scan.at < len(data):
+        n_odd += 1
+        if n_odd > _FEW and 8 * n_odd > scan.n_lines:
+            return None
+        end = data.find(b"\n", scan.at)
+        stop = len(data) if end < 0 else end
+        line = data[scan.at : stop]
+        text = _document(line, form, chunk, scan.n_lines + 1, found.rejects)
+        if found.rejects and not skip_bad:
+            return Documents(rejects=found.rejects)
+        scan.skip(stop + 1 - scan.at, text.content if text else None)
+        scan.run()
+    found.texts = JoinedTexts(scan.joined(), scan.stops())
+    found.offsets = chunk.start + scan.offsets()
+    found.files = np.full(scan.n_documents, chunk.first_file)
+    found.n_lines = scan.n_lines
+    return found
+
+
+def _document(
+    line: bytes, form: Form, chunk: Chunk, number: int, rejects: list[Reject]
+) -> Text | None:
+    """Return the document of a line, or None: it is blank, or bad, and then among the rejects."""
+    try:
+        return form.render(orjson.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError, BadLine):
+        # orjson refuses, or there is no such string: the strict reader has the last word.
+        pass
+    try:
+        return strict_document(line, form)
+    except BadLine as bad:
+        raw = line.decode("utf-8", errors="replace")
+        rejects.append(Reject(chunk.first_file, number, bad.reason, bad.hint, raw))
+        return None
+
+
+def _split(data: bytes, lone_returns: bool) -> tuple[list[bytes], NDArray[np.int64]]:
     """Return the lines and where each starts; lines end as in Python's text mode.
 
     A carriage return before the newline stays: to JSON it is white space.
     """
-    if b"\r" in data and data.count(b"\r") > data.count(b"\r\n"):
+    if lone_returns:
         ends = [match.span() for match in _NEWLINE.finditer(data)]
         starts = np.array([0, *[stop for _, stop in ends]], np.int64)
         stops = [*[start for start, _ in ends], len(data)]
@@ -184,7 +257,7 @@ def _read_text_files(chunk: Chunk, skip_bad: bool) -> Documents:
             if not skip_bad:
                 return Documents(rejects=found.rejects)
             continue
-        found.texts.append(data)
+        found.add(Text(data))
         files.append(number)
     found.files = files
     found.offsets = [0] * len(files)

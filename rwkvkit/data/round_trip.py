@@ -53,7 +53,7 @@ def check_round_trip(
         return
     lengths = np.empty(len(sizes), np.int64)
     _text_bytes(tokens, sizes, tokenizer.token_bytes, lengths)
-    expected = np.array([len(text) for text in documents.texts], np.int64)
+    expected = documents.text_bytes()
     if documents.marks is not None:
         expected -= [len(mark) - 1 for mark in documents.marks]
     wrong = np.flatnonzero(lengths != expected)

@@ -70,7 +70,9 @@ class HuggingFaceTokenizer:
         self.end_token = str(self._tokenizer.id_to_token(self.end_id))
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
-    def encode_segments(self, buffer: bytes) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def encode_segments(
+        self, buffer: bytes | NDArray[np.uint8]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Encode many documents at once.
 
         Args:
@@ -80,7 +82,7 @@ class HuggingFaceTokenizer:
             ``dtype`` [tokens]: the ids of each document, each followed by ``end_id``; int64
             [documents]: how many each has, the ending one included.
         """
-        texts = [text.decode() for text in buffer.split(b"\xff")[:-1]]
+        texts = [text.decode() for text in bytes(buffer).split(b"\xff")[:-1]]
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ids = [one.ids for one in encoded]
         sizes = np.array([len(one) + 1 for one in ids], np.int64)

@@ -72,22 +72,24 @@ class WorldTokenizer:
         starts = [0, *[stop + 1 for stop in stops]]
         return [tokens[start:stop] for start, stop in zip(starts, stops, strict=False)]
 
-    def encode_joined(self, buffer: bytes) -> NDArray[np.uint16]:
+    def encode_joined(self, buffer: bytes | NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Encode many documents at once, each followed by the byte 0xFF, which becomes id 0.
 
         This is the fast way to encode a corpus: no Python object per document, the lengths fall
         out of the positions of the zeros.
 
         Args:
-            buffer: UTF-8 documents, each ended by ``END_BYTE``. That the documents are valid
-                UTF-8 is the caller's to ensure: a stray 0xFF would end a document.
+            buffer: UTF-8 documents, uint8 if an array, each ended by ``END_BYTE``. That they are
+                valid UTF-8 is the caller's to ensure: a stray 0xFF would end a document.
 
         Returns:
             uint16 [tokens]: the ids of each document, each followed by 0.
         """
         return self._encode(buffer)
 
-    def encode_segments(self, buffer: bytes) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def encode_segments(
+        self, buffer: bytes | NDArray[np.uint8]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Do what ``encode_joined`` does, and return the tokens in each document too, 0 included.
 
         Returns:
@@ -130,7 +132,7 @@ class WorldTokenizer:
         starts = [0, *stops[:-1]]
         return [text[start:stop] for start, stop in zip(starts, stops, strict=True)]
 
-    def _encode(self, data: bytes) -> NDArray[np.uint16]:
+    def _encode(self, data: bytes | NDArray[np.uint8]) -> NDArray[np.uint16]:
         text = np.frombuffer(data, np.uint8)
         out = self._room(len(text))
         tables = self._vocabulary.tables

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from rwkvkit.data.chunks import Chunk, decompressed, opened
 from rwkvkit.data.documents import Documents, Reject, bad_line, check_text
-from rwkvkit.data.forms import BadLine
+from rwkvkit.data.forms import BadLine, Text
 from rwkvkit.data.sources import InputFile
 
 _READ = 256 << 10
@@ -65,7 +65,7 @@ def documents(chunk: Chunk, skip_bad: bool) -> Documents:
                 return Documents(rejects=found.rejects)
         else:
             if text.strip():
-                found.texts.append(piece)
+                found.add(Text(piece))
                 offsets.append(chunk.start + at)
         at += len(piece) + len(separator)
     found.offsets = offsets
