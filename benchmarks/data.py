@@ -81,7 +81,7 @@ def measure(
     results["cold_start_s"] = cold
     print(f"cold start to first token: {cold['first']:.2f} s, then {cold['after']:.2f} s")
 
-    rate, _ = isolated(encoder_rate, str(corpus))
+    rate = isolated(encoder_rate, str(corpus))
     results["encoder_mb_per_s"] = rate
     print(f"encoder alone, one core: {rate:.0f} MB/s of text")
 
@@ -93,9 +93,9 @@ def measure(
     for workers, passes in builds:
         parts.append((_name(workers, passes), build, (workers, passes, memory)))
     for name, function, arguments in parts:
-        (seconds, cpu, read), peak = isolated(
-            function, str(corpus), str(folder / "out"), *arguments
-        )
+        call = function, str(corpus), str(folder / "out"), *arguments
+        seconds, cpu, read = isolated(*call)
+        peak = peak_memory(*call)
         mb_per_s = read / 1e6 / seconds
         timings[name] = {
             "bytes": read,
@@ -191,20 +191,26 @@ def cold_starts(folder: Path) -> dict[str, float]:
     return {"first": seconds[0], "after": min(seconds[1:])}
 
 
-def isolated(function: Callable[..., _Result], *arguments: Any) -> tuple[_Result, float]:
-    """Run a measurement in a process of its own; return its result and the peak memory in MB.
+def isolated(function: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Run a measurement in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_memory(function: Callable[..., Any], *arguments: Any) -> float:
+    """Run a measurement again in a process of its own; return the peak memory in MB.
 
     The peak is that of the process and all below it together, shared pages counted once, looked at
-    many times a second.
+    many times a second: that takes time, so this run is not the one that is timed.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         future = pool.submit(function, *arguments)
         peak = 0.0
         while not future.done():
             peak = max(peak, memory_below(os.getpid()))
             time.sleep(0.05)
-        return future.result(), peak
+        future.result()
+        return peak
 
 
 def memory_below(root: int) -> float:

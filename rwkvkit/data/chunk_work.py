@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from rwkvkit.data.chunks import Chunk
 from rwkvkit.data.documents import Documents, Reject, read_chunk
 from rwkvkit.data.filters import Filter
+from rwkvkit.data.forms import Field
 from rwkvkit.data.order import in_fraction
 from rwkvkit.data.readers import read_file_chunk
 from rwkvkit.data.round_trip import check_round_trip
+from rwkvkit.data.sources import InputFile
 from rwkvkit.data.stages import Encode, Read, Stage
 from rwkvkit.data.text_stages import TextStage, run_stage
 from rwkvkit.errors import DataError
+from rwkvkit.tokenizer.world import WorldTokenizer
 
 _MAX_TOKENS = 2**31 - 1  # in a document: the index of a binidx holds int32
 
@@ -83,6 +86,16 @@ class ChunkWork:
             DataError, SetupError: the vocabulary is damaged or missing.
         """
         self._encode.load()
+
+    def is_compiled(self, file: InputFile) -> bool:
+        """Return whether nearly all of the work on a file happens in compiled loops."""
+        return (
+            file.format == "jsonl"
+            and not file.has_own_reader
+            and isinstance(file.form, Field)
+            and isinstance(self._encode.load(), WorldTokenizer)
+            and not self._text_stages
+        )
 
     def __call__(self, chunk: Chunk) -> EncodedChunk:
         """Encode the documents of a chunk.

@@ -17,6 +17,8 @@ from rwkvkit.data.sources import InputFile
 from rwkvkit.data.tasks import Task
 from rwkvkit.errors import DataError, SetupError
 
+_MOST_THREADS = 4  # of one process: about a fifteenth of their work holds the interpreter
+
 
 @dataclass(frozen=True)
 class TaskWork:
@@ -121,8 +123,21 @@ Run = Callable[[TaskWork, Iterable[Task], Callable[[Step], None]], Iterator[Part
 
 
 def run_local(workers: int) -> Run:
-    """Return what runs tasks in processes of this machine, or in this one if it is one worker."""
-    return lambda work, tasks, tell: ordered_map(partial(_start, work), tasks, workers, tell)
+    """Return what runs tasks on this machine: in threads, processes, or here if it is one worker.
+
+    Threads start at once and share what is loaded, but only compiled loops leave them the
+    interpreter; of what else a task may hold, each process has to have its own.
+    """
+
+    def run(work: TaskWork, tasks: Iterable[Task], tell: Callable[[Step], None]) -> Iterator[Part]:
+        tasks = list(tasks)
+        compiled = not work.hashed and all(
+            work.chunk_work.is_compiled(file) for task in tasks for file in task.files
+        )
+        threads = _MOST_THREADS if compiled else 1
+        return ordered_map(partial(_start, work), tasks, workers, tell, threads=threads)
+
+    return run
 
 
 @contextmanager

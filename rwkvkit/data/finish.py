@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import rwkvkit
@@ -71,10 +72,12 @@ def finish(
             where=str(chain.prefix),
             hint="a larger fraction, or a smaller share for validation, leaves some",
         )
-    plan = _planned(chain, n_tokens)
     name = chain.prefix.name
     writer = CorpusWriter(corpus, selection, folder, memory=memory, threads=threads, report=report)
-    written = writer.write(folder / name, order)
+    with ThreadPoolExecutor(1) as aside:  # loading sympy takes as long as many megabytes
+        planned = aside.submit(_planned, chain, n_tokens)
+        written = writer.write(folder / name, order)
+        plan = planned.result()
     outputs = _records_of(chain, folder, "", written)
     validation: BinidxWriter | None = None
     if chain.rules.validation:

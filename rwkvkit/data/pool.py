@@ -1,7 +1,7 @@
 """Run one function over many tasks in several workers, results in the order of the tasks.
 
 The first worker is a thread of this process, so that work is under way while the others, which are
-processes, still start.
+processes, still start. Where the function leaves the interpreter's lock free, more of them are.
 """
 
 import contextlib
@@ -27,15 +27,18 @@ def ordered_map(
     tasks: Iterable[_Task],
     workers: int,
     tell: Tell = lambda _: None,
+    *,
+    threads: int = 1,
 ) -> Iterator[_Result]:
     """Yield a function of each task, in the order of the tasks.
 
     Args:
         start: makes the function of the worker with that number, as a context around its use;
-            called once in each worker. It must be picklable if there are several.
+            called once in each worker. It must be picklable if there are processes.
         tasks: what to work on; taken as workers become free.
         workers: how many; with 1, everything happens in this thread.
         tell: called in this process with whatever the function tells while it works.
+        threads: how many of several workers are threads of this process, at least one.
 
     Raises:
         RwkvkitError: what the function raised, for the first task in order that failed; a
@@ -46,24 +49,28 @@ def ordered_map(
             for task in tasks:
                 yield function(task, tell)
         return
-    with _Workers(start, workers, tell) as crew:
+    with _Workers(start, workers, min(threads, workers), tell) as crew:
         yield from crew.map(tasks)
 
 
 class _Workers:
-    """The parent's end: a pipe to each worker, at most one task in each.
+    """The parent's end: a pipe to each worker, at most one task in each; threads come first.
 
     The parent sends only to a worker that waits for a task, so neither end can block the other,
     and a worker whose parent is gone meets the end of its pipe and leaves.
     """
 
-    def __init__(self, start: Callable[[int], Any], count: int, tell: Tell) -> None:
+    def __init__(self, start: Callable[[int], Any], count: int, n_threads: int, tell: Tell) -> None:
         self._tell = tell
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        self._thread = ours, threading.Thread(target=_serve, args=(theirs, start, 0), daemon=True)
+        self._threads: dict[Connection, threading.Thread] = {}
+        for number in range(n_threads):
+            ours, theirs = context.Pipe()
+            self._threads[ours] = threading.Thread(
+                target=_serve, args=(theirs, start, number), daemon=True
+            )
         self._processes: dict[Connection, Any] = {}
-        for number in range(1, count):
+        for number in range(n_threads, count):
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_serve_alone, args=(theirs, start, number), daemon=True
@@ -71,7 +78,8 @@ class _Workers:
             self._processes[ours] = process
             process.start()
             theirs.close()
-        self._thread[1].start()
+        for thread in self._threads.values():
+            thread.start()
 
     def __enter__(self) -> "_Workers":
         return self
@@ -80,15 +88,16 @@ class _Workers:
         for connection, process in self._processes.items():
             connection.close()
             process.terminate()
-        connection, thread = self._thread
-        connection.close()  # the thread notices when it next tells something
-        thread.join()
+        for connection in self._threads:
+            connection.close()  # its thread notices when it next tells something
+        for thread in self._threads.values():
+            thread.join()
         for process in self._processes.values():
             process.join()
 
     def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
         remaining = iter(tasks)
-        free = [*self._processes, self._thread[0]]
+        free = [*self._processes, *reversed(self._threads)]
         busy: dict[Connection, int] = {}
         done: dict[int, tuple[Any, BaseException | None]] = {}
         given = following = 0
@@ -169,5 +178,5 @@ def _serve(connection: Connection, start: Callable[[int], Any], number: int) -> 
             except RwkvkitError as error:
                 answer = (None, error)
             except Exception:
-                answer = (None, RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))
+                answer = (None, RuntimeError(f"in a worker:\n{traceback.format_exc()}"))
             connection.send(("done", answer))

@@ -34,11 +34,11 @@ def work(number: int, task: tuple[str, int], tell) -> tuple[int, int]:
     return number, value
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_results_come_in_the_order_of_the_tasks(workers):
+@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (3, 1), (3, 2), (3, 4)])
+def test_results_come_in_the_order_of_the_tasks(workers, threads):
     rng = random.Random(0)
     tasks = [("sleep", rng.randrange(12)) for _ in range(40)]
-    results = list(ordered_map(start, tasks, workers))
+    results = list(ordered_map(start, tasks, workers, threads=threads))
     assert [value for _, value in results] == [value for _, value in tasks]
     assert {number for number, _ in results} == set(range(workers))
 
@@ -85,8 +85,10 @@ def test_a_bug_in_a_worker_keeps_its_traceback():
         list(ordered_map(start, [("bug", 0)] * 2, 2))
 
 
-def test_the_thread_stops_where_it_next_tells_something():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_stop_where_they_next_tell_something(threads):
     before = threading.active_count()
+    tasks = [("sleep", 0), ("fail", 1), ("long", 0), ("long", 0)]
     with pytest.raises(DataError, match="bad"):
-        list(ordered_map(start, [("sleep", 0), ("fail", 1), ("long", 0), ("long", 0)], 2))
+        list(ordered_map(start, tasks, 2, threads=threads))
     assert threading.active_count() == before

@@ -64,7 +64,14 @@ usual = st.builds(
         | st.integers()
         | st.floats(allow_nan=False, allow_infinity=False)
         | st.booleans()
-        | st.none(),
+        | st.none()
+        | st.recursive(
+            st.none() | st.text('a\\"é', max_size=3) | st.integers(),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.text("ab", max_size=2), inner, max_size=3)
+            ),
+        ),
         max_size=3,
     ),
     st.booleans(),
@@ -75,7 +82,9 @@ usual = st.builds(
 @settings(max_examples=300, deadline=None)
 @given(usual)
 def test_the_usual_line_is_read(line):
-    assert scanned(line) == strictly(line)
+    found = scanned(line)
+    assert found is not ODD
+    assert found == strictly(line)
 
 
 @settings(max_examples=1500, deadline=None)
@@ -101,6 +110,12 @@ def test_the_usual_line_is_read(line):
 @example(b'{"text":"" "a":1}')
 @example(b'{"a":"","text":"b","text":"c"}')
 @example(b'{"text":"","a":' + b"1" * 5000 + b"}")
+@example(b'{"text":"","a":[1,]}')
+@example(b'{"text":"","a":[}')
+@example(b'{"text":"","a":{"b"}}')
+@example(b'{"text":"","a":{"b":1]}')
+@example(b'{"text":"","a":{"b":[1,{"text":"c"}]')
+@example(b'{"text":"","a":' + b"[" * 5000 + b"]" * 5000 + b"}")
 def test_whatever_it_reads_is_what_the_strict_reader_reads(line):
     found = scanned(line)
     assert found is ODD or found == strictly(line)
@@ -129,6 +144,14 @@ def test_every_escape():
     for escape in escapes:
         line = f'{{"text":"{escape}"}}'.encode()
         assert scanned(line) == strictly(line), escape
+
+
+@pytest.mark.parametrize("depth", [1, 2, 63, 64, 65])
+def test_how_deep_it_looks(depth):
+    for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
+        line = b'{"a":%s0%s,"text":"b"}' % (opening * depth, closing * depth)
+        assert scanned(line) == (b"b" if depth <= 64 else ODD)
+        assert strictly(line) == b"b"
 
 
 def test_odd_lines_are_put_in_their_place():
