@@ -1,9 +1,12 @@
 """Run tasks on a Ray cluster whose nodes see the same files as this process."""
 
+import contextlib
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from rwkvkit.data.encoding import Run, Step, TaskWork
 from rwkvkit.data.parts import Part
@@ -41,10 +44,11 @@ def run_ray(address: str | None = None) -> Run:
         shared = ray.put(replace(work, folder=work.folder.absolute()))
         remote = ray.remote(max_retries=-1)(_do)
         folder = os.getcwd()  # noqa: PTH109
+        stop = work.folder.absolute() / f"stop-{uuid.uuid4().hex}"
         waiting = []
         try:
             for task in tasks:
-                waiting.append(remote.remote(shared, task, folder))
+                waiting.append(remote.remote(shared, task, folder, stop))
                 if len(waiting) >= _AHEAD:
                     yield _taken(ray.get(waiting[0]), tell)
                     waiting.pop(0)
@@ -52,16 +56,24 @@ def run_ray(address: str | None = None) -> Run:
                 yield _taken(ray.get(waiting[0]), tell)
                 waiting.pop(0)
         finally:
-            for task_ref in waiting:  # a failure or an interrupt: the cluster is for others now
-                ray.cancel(task_ref)
+            # A failure or an interrupt: the cluster is for others now. ray.cancel() can end this
+            # process where a task ends at the same moment ("task that was not pending").
+            with contextlib.suppress(OSError):
+                if waiting:
+                    stop.touch()
 
     return run
 
 
 def _do(
-    work: TaskWork, task: Task, folder: str
+    work: TaskWork, task: Task, folder: str, stop: Path
 ) -> tuple[Part | None, list[Step], RwkvkitError | None]:
-    """Run a task in a worker, in the folder that relative paths of the inputs start from."""
+    """Run a task in a worker, in the folder that relative paths of the inputs start from.
+
+    Nothing is done once there is a file ``stop``: nobody waits for the result any more.
+    """
+    if stop.exists():
+        return None, [], None
     os.chdir(folder)
     steps: list[Step] = []
     try:
