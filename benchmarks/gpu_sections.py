@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 
+from gpu_graphs import recorded_steps
 from gpu_head import head, loss_cases
 from gpu_operators import compile_kernels, correctness, operators, sanitizer, wkv_cases
 from gpu_steps import compiled_steps, steps
@@ -20,8 +21,9 @@ SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[Row]], float]]
     "correctness": (correctness, 70),
     "operators": (operators, 60),
     "head": (head, 25),
-    "steps": (steps, 90),
-    "compiled steps": (compiled_steps, 110),
+    "steps": (steps, 80),
+    "recorded steps": (recorded_steps, 25),
+    "compiled steps": (compiled_steps, 100),
     "sanitizer": (sanitizer, 70),
 }
 """By name: the function, and the seconds it may take; together under eight minutes."""

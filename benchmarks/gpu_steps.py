@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from gpu_timing import Row, timed
 
+from rwkvkit.model.config import ModelConfig
+from rwkvkit.model.rwkv import RWKV
 from rwkvkit.ops.inputs import Impl
 
 _CATEGORIES = (
@@ -44,6 +46,20 @@ def _all_steps(settings: argparse.Namespace, *, compiled: bool) -> Iterator[Row]
             torch.cuda.empty_cache()
 
 
+def random_model(
+    config: ModelConfig, dtype: torch.dtype, device: str, *, grad_cp: bool = False
+) -> RWKV:
+    """Return a model whose weights are drawn on the device, the same each time."""
+    with torch.device("meta"):
+        model = RWKV(config, grad_cp=grad_cp)
+    model = model.to(dtype).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.02, generator=generator)
+    return model
+
+
 def _size_name(n_layer: int, n_embd: int, samples: int, ctx_len: int, compiled: bool) -> str:
     return f"L{n_layer}-C{n_embd} b{samples} T{ctx_len}" + (" compiled" if compiled else "")
 
@@ -58,9 +74,7 @@ def _step(
     compiled: bool,
     settings: argparse.Namespace,
 ) -> Row:
-    from rwkvkit.model.config import ModelConfig
     from rwkvkit.model.flops import train_flops
-    from rwkvkit.model.rwkv import RWKV
     from rwkvkit.train.batch import Batch
     from rwkvkit.train.config import TrainConfig
     from rwkvkit.train.device import card_of
@@ -77,13 +91,8 @@ def _step(
     state = memory.weights + memory.masters + memory.moments + memory.gradients
     available = torch.cuda.mem_get_info()[0] if on_gpu else math.inf
     with_optimizer = state < 0.6 * available  # the rest is for activations
-    with torch.device("meta"):
-        model = RWKV(config, grad_cp=grad_cp)
-    model = model.to(torch.float32 if with_optimizer else dtype).to_empty(device=settings.device)
-    generator = torch.Generator(settings.device).manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.02, generator=generator)
+    wide = torch.float32 if with_optimizer else dtype
+    model = random_model(config, wide, settings.device, grad_cp=grad_cp)
     if compiled:
         model.compile_blocks()
     idx = torch.randint(vocab, (samples, ctx_len + 1), generator=torch.Generator().manual_seed(0))

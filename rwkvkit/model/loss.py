@@ -65,7 +65,8 @@ def head_loss(
     A chunk of tokens at a time becomes logits, and these their own gradient in place, from which
     the gradients of both inputs follow at once: nothing is computed twice, and no tensor grows with
     M · V. The gradient of the weight adds up in float32. Tokens with weight 0 are left out before
-    the head, so a mask saves their work (at the price of waiting for the device once).
+    the head, so a mask saves their work (at the price of waiting for the device once, so not in a
+    CUDA graph that is being recorded).
 
     Args:
         hidden: what the head reads [..., C]; logits are made in its dtype, as the head makes them.
@@ -92,8 +93,8 @@ def head_loss(
         weights = torch.ones(targets.shape, dtype=_wide(hidden), device=hidden.device)
     else:
         weights = mask.to(_wide(hidden)).reshape(-1)
-        kept = weights.nonzero().squeeze(1)
-        if len(kept) < len(weights):
+        kept = None if _recorded(weights) else weights.nonzero().squeeze(1)
+        if kept is not None and len(kept) < len(weights):
             hidden, targets, weights = (x.index_select(0, kept) for x in (hidden, targets, weights))
     # Inside, tokens weigh what the mask says, and the mean comes last: in float16 the gradient of
     # a mean over many tokens would vanish.
@@ -147,6 +148,10 @@ def _check(name: str, inputs: Tensor, targets: Tensor, mask: Tensor | None, func
                 hint=f"{name} are [B, T, {'V' if name == 'logits' else 'C'}], "
                 "targets and mask [B, T]",
             )
+
+
+def _recorded(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

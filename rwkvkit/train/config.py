@@ -47,6 +47,9 @@ class TrainConfig(Config):
     keeps also what a WKV kernel returns, which costs memory and saves running it twice."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile of the blocks; auto does it on a GPU where the run is long enough to pay."""
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    """Record each pass once as a CUDA graph, which then starts as one; auto does it where starting
+    the operations one by one would take long beside their work, as it does for small models."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """bf16 and fp16 keep fp32 masters; auto takes bf16 where the device computes in it. fp16 (with
     loss scaling, through DeepSpeed) is for GPUs that do not."""

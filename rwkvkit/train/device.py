@@ -137,6 +137,11 @@ def card_of(name: str) -> Card | None:
     return next((card for part, card in _CARDS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
+def card_at(device: torch.device) -> Card | None:
+    """Return the data sheet of a device, or None where it is not known or no GPU."""
+    return card_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
 def peak_memory(device: torch.device) -> int:
     """Return the most bytes in use so far: a GPU's by torch, otherwise the process's."""
     if device.type == "cuda":

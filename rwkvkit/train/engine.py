@@ -1,12 +1,13 @@
 """What the training loop asks of an engine, and the engine for one process."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rwkvkit.errors import DivergedError
 from rwkvkit.train.batch import Batch
@@ -15,6 +16,7 @@ from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.optimizer import optimizer_groups
 from rwkvkit.train.passes import losses
 from rwkvkit.train.portion import Portion, WholeModel
+from rwkvkit.train.recorder import Pass
 from rwkvkit.train.state import (
     ParameterState,
     TrainState,
@@ -89,6 +91,8 @@ class TorchEngine:
         dtype: of the forward and backward pass.
         portion: what of the model is saved; the whole of it unless given.
         group: the processes of the run.
+        recording: makes of a pass one that records itself, see ``RecordedPasses``; None: every pass
+            runs as it is.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class TorchEngine:
         dtype: torch.dtype = torch.float32,
         portion: Portion | None = None,
         group: Group | None = None,
+        recording: Callable[[Pass], Callable[[Batch, float], None]] | None = None,
     ) -> None:
         self.model = model
         self._portion = portion or WholeModel()
@@ -106,6 +111,10 @@ class TorchEngine:
         self._truncate = config.sampling.truncate
         self._grad_clip = config.grad_clip
         self._device = next(model.parameters()).device
+        self._loss = torch.zeros((), device=self._device)
+        # A recording adds to the same gradients in every step.
+        self._gradients_stay = recording is not None
+        self._run = self._run_once if recording is None else recording(self._pass)
         groups = optimizer_groups(
             model, weight_decay=config.weight_decay, lr_scale=config.tuning.lr_scale
         )
@@ -134,26 +143,21 @@ class TorchEngine:
     def step(self, batch: Batch, *, lr: float, weight_decay: float) -> StepResult:
         """Take one optimizer step; see ``Engine.step``."""
         counted = max(1.0, self._group.sum(batch.counted))
-        loss = torch.zeros((), device=self._device)
+        self._loss.zero_()
         for micro in batch.split(len(batch.x) // self._micro_bsz):
-            share = micro.counted / counted  # a pass weighs as much as it has targets that count
-            micro = micro.to(self._device)
-            for part in losses(self.model, micro, self._truncate):
-                part = part * share
-                part.backward()
-                loss += part.detach()
-                self._collect_gradients()
+            # A pass weighs as much as it has targets that count.
+            self._run(micro, micro.counted / counted)
         self._group.add([master.grad for master in self._masters if master.grad is not None])
         grad_norm = nn.utils.clip_grad_norm_(self._masters, self._grad_clip)
-        result = StepResult(self._group.sum(loss.item()), grad_norm.item())
+        result = StepResult(self._group.sum(self._loss.item()), grad_norm.item())
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            self._optimizer.zero_grad()
+            self._optimizer.zero_grad(set_to_none=not self._gradients_stay)
             return replace(result, skipped=True)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         self._optimizer.step()
-        self._optimizer.zero_grad()
+        self._optimizer.zero_grad(set_to_none=not self._gradients_stay)
         self._publish_masters()
         return result
 
@@ -196,6 +200,22 @@ class TorchEngine:
                 del self._optimizer.state[master]
         if self._group.rank < len(state.random):
             set_random_state(state.random[self._group.rank], self._device)
+
+    def _run_once(self, micro: Batch, share: float) -> None:
+        self._pass(micro.to(self._device), share)
+
+    def _pass(self, micro: Batch, share: Tensor | float) -> None:
+        """Run forward and backward; add to the loss of the step and to the masters' gradients."""
+        try:
+            for part in losses(self.model, micro, self._truncate):
+                part = part * share
+                part.backward()
+                self._loss += part.detach()
+                self._collect_gradients()
+        except RuntimeError:  # half of a backward pass that could not be recorded
+            if not self._shared:
+                self.model.zero_grad()
+            raise
 
     def _collect_gradients(self) -> None:
         if self._shared:

@@ -167,13 +167,23 @@ def _activations(setup: Setup) -> float:
     return stream + shared + model.n_layer * kept + max(head, block.saved + block.workspace)
 
 
-def estimate_speed(setup: Setup, card: Card, *, compiled: bool) -> float:
+def estimate_speed(setup: Setup, card: Card, *, compiled: bool, recorded: bool = False) -> float:
     """Estimate the tokens a second of one device; nothing of it has been measured on a GPU yet.
 
     Args:
         setup: the step.
         card: the device's data sheet.
         compiled: whether the blocks are compiled.
+        recorded: whether passes are CUDA graphs, which start as one.
+    """
+    work, launching = estimate_times(setup, card, compiled=compiled)
+    return setup.tokens / (work if recorded else max(work, launching))
+
+
+def estimate_times(setup: Setup, card: Card, *, compiled: bool) -> tuple[float, float]:
+    """Estimate the seconds of a pass: the device's work, and starting its operations one by one.
+
+    Arguments are those of :func:`estimate_speed`; both run at the same time.
     """
     model, block = setup.model, setup.footprint
     again = 4 / 3 if setup.grad_cp else 1.0  # the forward pass is a third of the work
@@ -189,7 +199,7 @@ def estimate_speed(setup: Setup, card: Card, *, compiled: bool) -> float:
     traffic += _OPTIMIZER_BYTES * n_parameters(model) / setup.accumulate
     seconds += traffic / (card.gb_per_s * 1e9 * _COPY_SHARE)
     launches = model.n_layer * block.launches * again * (_COMPILED if compiled else 1)
-    return setup.tokens / max(seconds, launches * _LAUNCH_SECONDS)
+    return seconds, launches * _LAUNCH_SECONDS
 
 
 def would_fit(setup: Setup, limit: float) -> list[tuple[str, Setup]]:

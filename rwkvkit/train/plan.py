@@ -6,8 +6,11 @@ from rwkvkit.train.backend import Backend, choose_backend
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Placement, choose_placement
+from rwkvkit.train.graphs import Graphs
 from rwkvkit.train.sampler import MINI_EPOCH_SAMPLES
 from rwkvkit.train.schedule import Schedule
+
+_NO_GRAPHS = Graphs(False, "cuda graphs off")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class TrainPlan:
         lines: each choice with its reason, for people.
         backend: the engine.
         compile: whether torch.compile fuses the blocks.
+        graphs: whether passes are recorded as CUDA graphs.
     """
 
     config: TrainConfig
@@ -33,6 +37,7 @@ class TrainPlan:
     lines: tuple[str, ...]
     backend: Backend
     compile: bool = False
+    graphs: Graphs = _NO_GRAPHS
 
 
 def plan_training(

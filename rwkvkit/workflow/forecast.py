@@ -10,7 +10,7 @@ from rwkvkit.model.config import ModelConfig
 from rwkvkit.ops.inputs import Impl
 from rwkvkit.train.adapt import trained_parameters, weight_bytes
 from rwkvkit.train.config import TrainConfig
-from rwkvkit.train.device import Placement, card_of
+from rwkvkit.train.device import Placement, card_at
 from rwkvkit.train.estimate import Memory, Setup, estimate_memory, estimate_speed, would_fit
 from rwkvkit.train.operator import choose_elementwise, choose_wkv
 
@@ -61,13 +61,16 @@ def setup_of(
     )
 
 
-def forecast(setup: Setup, device: torch.device, *, compiled: bool) -> Forecast:
+def forecast(
+    setup: Setup, device: torch.device, *, compiled: bool, recorded: bool = False
+) -> Forecast:
     """Estimate a run's memory and speed.
 
     Args:
         setup: its passes.
         device: where it runs.
         compiled: whether the blocks are compiled.
+        recorded: whether passes are CUDA graphs.
     """
     memory = estimate_memory(setup)
     available, place = _available(device)
@@ -75,8 +78,8 @@ def forecast(setup: Setup, device: torch.device, *, compiled: bool) -> Forecast:
     if memory.total > available:
         lines.append(f"that does not fit: {change_to_fit(setup, device)}")
     speed = None
-    if device.type == "cuda" and (card := card_of(torch.cuda.get_device_name(device))):
-        speed = estimate_speed(setup, card, compiled=compiled)
+    if card := card_at(device):
+        speed = estimate_speed(setup, card, compiled=compiled, recorded=recorded)
         lines.append(f"speed, estimated from the card's data sheet: {speed:,.0f} tokens/s")
     return Forecast(memory, speed, tuple(lines))
 

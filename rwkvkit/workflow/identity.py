@@ -17,6 +17,7 @@ _FREE = {
         "elementwise",
         "grad_cp",
         "compile",
+        "cuda_graphs",
         "precision",
         "engine",
         "zero",

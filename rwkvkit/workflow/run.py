@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -28,6 +28,7 @@ from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Placement, choose_placement, peak_flops
 from rwkvkit.train.engine import Engine, TorchEngine
 from rwkvkit.train.estimate import Setup
+from rwkvkit.train.graphs import Graphs, choose_graphs
 from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
@@ -36,6 +37,7 @@ from rwkvkit.train.operator import choose_elementwise, choose_loss, choose_wkv
 from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan, plan_training
 from rwkvkit.train.record import check_record, read_record, write_record
+from rwkvkit.train.recorder import record_passes
 from rwkvkit.train.tokens import check_tokens
 from rwkvkit.train.trackers import choose_trackers
 from rwkvkit.workflow.evaluation import Evaluations
@@ -99,6 +101,8 @@ class Run:
         placement = choose_placement(run.settings.device, run.settings.precision)
         choose_backend(run.settings, placement, processes)
         run._wkv(placement)
+        if run.settings.cuda_graphs is True:
+            run._graphs(placement, compiled=False)
         choose_trackers(run.settings.trackers)
         if recipe.prepare is None:
             run.data()
@@ -206,6 +210,7 @@ class Run:
             tokens,
             fused=elementwise.impl == "fused",
         )
+        graphs = self._graphs(plan.placement, compiled=compiled.on)
         tuning = check_tuning(self.settings.tuning, self.model_config)
         wkv = self._wkv(plan.placement)
         lines = (
@@ -214,16 +219,27 @@ class Run:
             elementwise.reason,
             choose_loss(wkv, plan.placement).reason,
             compiled.reason,
+            graphs.reason,
             *tuning,
             *rate_hint(self.settings),
         )
-        return replace(plan, compile=compiled.on, lines=lines)
+        return replace(plan, compile=compiled.on, graphs=graphs, lines=lines)
 
     def _wkv(self, placement: Placement) -> Choice:
         return choose_wkv(self.settings.wkv, placement, self.model_config, self.recipe.ctx_len)
 
     def _elementwise(self, placement: Placement) -> Choice:
         return choose_elementwise(self.settings.elementwise, placement, self.model_config)
+
+    def _graphs(self, placement: Placement, *, compiled: bool) -> Graphs:
+        backend = choose_backend(self.settings, placement, self.processes)
+        return choose_graphs(
+            self.settings,
+            self._setup(placement),
+            placement.device,
+            engine=backend.engine,
+            compiled=compiled,
+        )
 
     def _impl(self, placement: Placement) -> Impl:
         """Decide before torch.compile sees the model; on a CPU each call decides for itself."""
@@ -234,7 +250,12 @@ class Run:
         """Estimate memory and speed, before or after the choices that need the dataset."""
         settings = self.settings
         place = plan.placement if plan else choose_placement(settings.device, settings.precision)
-        return forecast(self._setup(place), place.device, compiled=bool(plan and plan.compile))
+        return forecast(
+            self._setup(place),
+            place.device,
+            compiled=bool(plan and plan.compile),
+            recorded=bool(plan and plan.graphs.on),
+        )
 
     def _setup(self, placement: Placement) -> Setup:
         setup = setup_of(self.settings, self.model_config, self.recipe.ctx_len, placement)
@@ -306,7 +327,7 @@ class Run:
                     own = held.enter_context(sinks_of_run)
             torch.manual_seed(self.recipe.seed + group.rank)
             train(
-                self._engine(plan, record["weights"], group),
+                self._engine(plan, record["weights"], group, report),
                 samples,
                 plan,
                 self.files,
@@ -358,7 +379,9 @@ class Run:
                 )
             yield
 
-    def _engine(self, plan: TrainPlan, sha256: str, group: Group) -> Engine:
+    def _engine(
+        self, plan: TrainPlan, sha256: str, group: Group, report: Callable[[str], None]
+    ) -> Engine:
         model = build_model(
             self.model_config,
             read_checkpoint(self.weights.path),
@@ -382,7 +405,15 @@ class Run:
             model.compile_blocks()
         dtype, device = plan.placement.dtype, plan.placement.device
         if plan.backend.engine == "torch":
-            return TorchEngine(model.train(), self.settings, dtype, portion, group)
+            recording = partial(record_passes, device, report, demanded=plan.graphs.demanded)
+            return TorchEngine(
+                model.train(),
+                self.settings,
+                dtype,
+                portion,
+                group,
+                recording if plan.graphs.on else None,
+            )
         from rwkvkit.train.deepspeed_engine import DeepSpeedEngine
 
         return DeepSpeedEngine(

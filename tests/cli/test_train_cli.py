@@ -428,3 +428,10 @@ def test_settings_that_cannot_be(folder, run, setting: str, code: int, message: 
     assert message in outcome.err
     assert "hint:" in outcome.err
     assert not (folder / "out/tiny/rwkv-final.pth").exists()
+
+
+def test_recorded_passes_are_refused_before_any_work(folder, run) -> None:
+    outcome = run("train", "r.yaml", "--set", "train.cuda_graphs=true", "--set", "train.device=cpu")
+    assert outcome.code == 3
+    assert "cuda_graphs is true, but the device is cpu" in outcome.err
+    assert not (folder / "out").exists()

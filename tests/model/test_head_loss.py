@@ -157,6 +157,22 @@ def test_tokens_that_do_not_count_cost_nothing_and_spoil_nothing() -> None:
     assert seen.bytes == max(int(mask.sum()) * VOCAB, weight.numel(), hidden.numel()) * 8
 
 
+@pytest.mark.parametrize("kind", ["bool", "number", "zeros"])
+def test_a_pass_that_is_recorded_does_not_wait_for_the_mask(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    hidden, weight, targets = example()
+    mask = mask_of(kind)
+    want = head_loss(hidden, weight, targets, mask)
+    wanted = torch.autograd.grad(want, (hidden, weight))
+    monkeypatch.setattr(loss_module, "_recorded", lambda tensor: True)
+    monkeypatch.setattr(Tensor, "nonzero", None)
+    got = head_loss(hidden, weight, targets, mask)
+    torch.testing.assert_close(got, want)
+    for ours, theirs in zip(torch.autograd.grad(got, (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_model_returns_its_loss(arch: str) -> None:
     model = small_model(arch)
