@@ -1,14 +1,17 @@
 """``rwkvkit generate``: continue a prompt."""
 
-import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rwkvkit.cli.console import Console
-from rwkvkit.cli.options import json_option
+from rwkvkit.cli.options import json_option, vocab_option
 from rwkvkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from rwkvkit.tokenizer.text import Tokenizer
 
 
 @click.command(short_help="Continue a prompt with a checkpoint.")
@@ -19,6 +22,7 @@ from rwkvkit.errors import UsageError
     type=click.Path(path_type=Path),
     help="What fine-tuning left: the folder of an adapter, or a .pth file of tuned states.",
 )
+@vocab_option
 @click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option(
     "--temperature",
@@ -46,6 +50,7 @@ def generate(
     checkpoint: Path,
     prompt: str,
     adapter: Path | None,
+    vocab: Path | None,
     max_tokens: int,
     temperature: float,
     top_p: float,
@@ -56,10 +61,13 @@ def generate(
 
     The same arguments give the same text.
     """
+    from rwkvkit.tokenizer.text import load_tokenizer
+
     console = Console(as_json=as_json)
     text = stream_text(
         checkpoint,
         prompt,
+        load_tokenizer(vocab),
         adapter=adapter,
         max_tokens=max_tokens,
         temperature=temperature,
@@ -75,6 +83,7 @@ def generate(
 def stream_text(
     checkpoint: Path,
     prompt: str,
+    tokenizer: "Tokenizer",
     *,
     adapter: Path | None = None,
     max_tokens: int,
@@ -86,43 +95,33 @@ def stream_text(
 
     Raises:
         DataError: the checkpoint or adapter cannot be read, or they do not belong together.
-        UsageError: the prompt is empty, or the model's vocabulary is not the World tokenizer's.
+        UsageError: the prompt is empty, or the model's vocabulary is not the tokenizer's.
     """
     from rwkvkit.model.adapter import check_base
     from rwkvkit.model.checkpoint import load_model
     from rwkvkit.model.generate import generate_tokens
-    from rwkvkit.tokenizer.world import WorldTokenizer
+    from rwkvkit.tokenizer.text import text_pieces
 
     if not prompt:
         raise UsageError("the prompt is empty", where="--prompt", hint='give a text, such as "\\n"')
     if adapter:
         check_base(checkpoint, adapter)
     model = load_model(checkpoint, adapter=adapter)
-    tokenizer = WorldTokenizer()
-    prompt_ids = tokenizer.encode(prompt)
-    if prompt_ids.max() >= model.config.vocab_size:
+    prompt_ids = tokenizer.encode(prompt).tolist()
+    if max(prompt_ids) >= model.config.vocab_size:
         raise UsageError(
-            f"the model knows {model.config.vocab_size} tokens, and the World tokenizer gives "
-            f"{prompt_ids.max()} for this prompt",
+            f"the model knows {model.config.vocab_size} tokens, and the prompt has token "
+            f"{max(prompt_ids)}",
             where=str(checkpoint),
-            hint="generate takes models of the World vocabulary (65536 tokens)",
+            hint="name the model's vocabulary file or tokenizer.json with --vocab",
         )
     tokens = generate_tokens(
         model,
-        prompt_ids.tolist(),
+        prompt_ids,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        stop=(tokenizer.end_id,),
     )
-    return _pieces(tokenizer.decode_bytes([token]) for token in tokens)
-
-
-def _pieces(tokens: Iterable[bytes]) -> Iterator[str]:
-    """Decode UTF-8 that comes in parts, holding back the start of a character."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for token in tokens:
-        if piece := decoder.decode(token):
-            yield piece
-    if rest := decoder.decode(b"", final=True):
-        yield rest
+    return text_pieces(tokenizer, prompt_ids, tokens)

@@ -15,6 +15,12 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout instead of text."
 )
 
+vocab_option = click.option(
+    "--vocab",
+    type=click.Path(path_type=Path),
+    help="Its vocabulary file or tokenizer.json, if not World.",
+)
+
 
 def recipe_options(command: Command) -> Command:
     """Add RECIPE, ``--set``, ``--dry-run`` and ``--json``."""

@@ -137,22 +137,26 @@ def _make_what_is_missing(run: "Run", console: Console, workers: int | None) -> 
 
 def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
     """Show what a complete run ends with."""
+    from rwkvkit.workflow.prompts import encode_stage
+
     recipe, end = run.recipe, run.finished()
     facts |= {"final": str(run.files.final)} | end
     console.result(
         f"trained {end['step']:,} steps, {end['tokens']:,} tokens: loss {end['loss']:.4f}"
     )
     console.result(f"weights {run.files.final}, loss curve {run.files.loss_curve}")
-    final, adapter = run.files.final, ""
+    generate = f"rwkvkit generate {run.files.final}"
     if run.needs_base:
-        final, adapter = run.weights.path, f" --adapter {run.files.final}"
+        generate = f"rwkvkit generate {run.weights.path} --adapter {run.files.final}"
+    if vocab := encode_stage(recipe).file:
+        generate += f" --vocab {vocab}"
     if "end_early" in end:
         console.result(f"ended early: {end['end_early']}")
     if run.files.best.exists():
         console.result(f"weights with the smallest val_loss {run.files.best}")
     if recipe.sample:
         facts["sample"] = _sample(recipe.sample, run, console)
-    console.result(f'next: rwkvkit generate {final}{adapter} --prompt "…"')
+    console.result(f'next: {generate} --prompt "…"')
     console.finish(facts)
 
 
@@ -230,6 +234,8 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
 
 
 def _sample(sample: SampleSpec, run: "Run", console: Console) -> str:
+    from rwkvkit.workflow.prompts import recipe_tokenizer
+
     base = run.weights.path if run.needs_base else None
     console.result(f"sample, continuing {sample.prompt!r}:")
     text = "".join(
@@ -237,6 +243,7 @@ def _sample(sample: SampleSpec, run: "Run", console: Console) -> str:
         for piece in stream_text(
             base or run.files.final,
             sample.prompt,
+            recipe_tokenizer(run.recipe),
             adapter=run.files.final if base else None,
             max_tokens=sample.max_tokens,
             temperature=sample.temperature,

@@ -5,17 +5,13 @@ from pathlib import Path
 import click
 
 from rwkvkit.cli.console import Console
-from rwkvkit.cli.options import json_option
+from rwkvkit.cli.options import json_option, vocab_option
 from rwkvkit.data.verify import verify_dataset
 
 
 @click.command(short_help="Check a dataset against its manifest.")
 @click.argument("prefix", type=click.Path(path_type=Path))
-@click.option(
-    "--vocab",
-    type=click.Path(path_type=Path),
-    help="Its vocabulary file or tokenizer.json, if not World.",
-)
+@vocab_option
 @json_option
 def verify(prefix: Path, vocab: Path | None, as_json: bool) -> None:
     """Check the dataset PREFIX: files and hashes, index, every token, samples of its text.

@@ -119,6 +119,11 @@ class Encode(Stage):
             return _world(self.vocab)
         return _huggingface(self.tokenizer, self.end)
 
+    @property
+    def file(self) -> str | None:
+        """The file of the vocabulary, None for that of the World models."""
+        return self.vocab if self.tokenizer == "world" else self.tokenizer
+
     def settings(self) -> dict[str, Any]:
         """Return the vocabulary's content instead of its path."""
         tokenizer = self.load()

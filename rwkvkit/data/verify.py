@@ -9,14 +9,12 @@ from rwkvkit import files
 from rwkvkit.data.binidx import Binidx, bin_path, open_binidx
 from rwkvkit.data.manifest import Counts, Manifest, manifest_path, read_manifest
 from rwkvkit.errors import DataError
-from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
+from rwkvkit.tokenizer.text import Tokenizer, load_tokenizer
 from rwkvkit.tokenizer.world import WorldTokenizer
-
-Tokenizer = WorldTokenizer | HuggingFaceTokenizer
 
 _BLOCK = 4 << 20  # tokens
 _SAMPLES = 200
-_DAMAGED = "it was changed or damaged: build it again"
+_DAMAGED = "it was changed or damaged: remove it, and rwkvkit prepare makes it again"
 
 
 def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Iterator[str]:
@@ -72,12 +70,7 @@ def _check_file(path: Path, size: int, sha256: str) -> None:
 def _tokenizer(manifest: Manifest, vocab: str | Path | None) -> Tokenizer:
     """Load the tokenizer and check that the dataset was made with it."""
     [settings] = [record.settings for record in manifest.prepare if record.stage == "encode"]
-    json_file = vocab is not None and Path(vocab).suffix == ".json"
-    tokenizer: Tokenizer
-    if vocab is not None and json_file:
-        tokenizer = HuggingFaceTokenizer(vocab, settings.get("end"))
-    else:
-        tokenizer = WorldTokenizer(vocab)
+    tokenizer = load_tokenizer(vocab, settings.get("end"))
     if tokenizer.fingerprint != settings["vocabulary"]:
         raise DataError(
             "the dataset was made with another vocabulary",

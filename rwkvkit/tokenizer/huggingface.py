@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvkit.errors import DataError, RecipeError, SetupError
+from rwkvkit.tokenizer.utf8 import END_BYTE, utf8
 
 _END_TOKENS = ("<|endoftext|>", "</s>")
 
@@ -69,6 +70,15 @@ class HuggingFaceTokenizer:
         self.end_id = self._end_id(Path(path), end)
         self.end_token = str(self._tokenizer.id_to_token(self.end_id))
         self.fingerprint = hashlib.sha256(content).hexdigest()
+
+    def encode(self, text: str) -> NDArray[Any]:
+        """Return the ids of ``text``, ``dtype`` [tokens].
+
+        Raises:
+            DataError: the text holds a lone surrogate, which UTF-8 cannot express.
+        """
+        tokens, _ = self.encode_segments(utf8(text) + END_BYTE)
+        return tokens[:-1]
 
     def encode_segments(
         self, buffer: bytes | NDArray[np.uint8]

@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer import trie, vocabulary
-
-END_BYTE = b"\xff"
-"""Ends each document of a joined buffer; it is in no valid UTF-8."""
+from rwkvkit.tokenizer.utf8 import END_BYTE, utf8
 
 _SHORT = 2048  # bytes; longer texts are walked in several lanes at once
 _MOST_ROOM = 8 << 20  # ids
@@ -59,7 +57,7 @@ class WorldTokenizer:
         Raises:
             DataError: the text holds a lone surrogate, which UTF-8 cannot express.
         """
-        return self._encode(_utf8(text))
+        return self._encode(utf8(text))
 
     def encode_batch(self, texts: Iterable[str]) -> list[NDArray[np.uint16]]:
         """Return the ids of each text; faster than one by one.
@@ -67,7 +65,7 @@ class WorldTokenizer:
         Raises:
             DataError: as in ``encode``.
         """
-        tokens = self.encode_joined(b"".join([_utf8(text) + END_BYTE for text in texts]))
+        tokens = self.encode_joined(b"".join([utf8(text) + END_BYTE for text in texts]))
         stops = np.flatnonzero(tokens == 0).tolist()
         starts = [0, *[stop + 1 for stop in stops]]
         return [tokens[start:stop] for start, stop in zip(starts, stops, strict=False)]
@@ -151,14 +149,3 @@ class WorldTokenizer:
             # Memory that is new to a process costs as much time as encoding into it.
             room = self._thread.room = np.empty(min(2 * size, _MOST_ROOM), np.uint16)
         return room
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"the text holds a lone surrogate (U+{ord(text[error.start]):04X} at character "
-            f"{error.start}), which UTF-8 cannot express",
-            hint="it is half of a character: repair or drop the text",
-        ) from error

@@ -14,7 +14,9 @@ from rwkvkit.train.group import Group
 
 
 class Decoder(Protocol):
-    """Turns tokens into text."""
+    """Turns tokens into text; ``end_id`` ends a document."""
+
+    end_id: int
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids."""
@@ -68,6 +70,7 @@ class Previews:
                 temperature=self._config.temperature,
                 top_p=self._config.top_p,
                 seed=self._config.seed,
+                stop=(self._tokenizer.end_id,),
             )
             text = self._tokenizer.decode(list(tokens))
             self._report(f"step {step:,}: {prompt!r} goes on: {text!r}")

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rwkvkit.data.binidx import Binidx, idx_path, open_binidx
-from rwkvkit.data.stages import Encode, Split
+from rwkvkit.data.stages import Split
 from rwkvkit.errors import RecipeError
+from rwkvkit.model.config import ModelConfig
 from rwkvkit.recipe.dataset import dataset_prefix
 from rwkvkit.recipe.schema import Recipe
 from rwkvkit.train.config import TrainConfig
@@ -20,10 +20,7 @@ from rwkvkit.train.observe import Probe
 from rwkvkit.train.orders import choose_order, validation_samples
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.previews import Previews
-
-if TYPE_CHECKING:
-    from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
-    from rwkvkit.tokenizer.world import WorldTokenizer
+from rwkvkit.workflow.prompts import encode_prompts, recipe_tokenizer
 
 VALIDATION = "-val"
 
@@ -34,17 +31,14 @@ class Evaluations:
 
     Attributes:
         recipe: the recipe; it has a ``train`` section.
-        vocab_size: of the model.
+        model: the model.
     """
 
     recipe: Recipe
-    vocab_size: int
+    model: ModelConfig
 
-    def check(self, *, head_qk: bool) -> None:
+    def check(self) -> None:
         """Check what can be before any work.
-
-        Args:
-            head_qk: whether the model has HeadQK.
 
         Raises:
             RecipeError: the recipe asks for what cannot be.
@@ -59,12 +53,6 @@ class Evaluations:
                 "there is no held-out data whose loss could stop improving",
                 where="train.evaluate.patience",
                 hint="add a `split` stage, or name a dataset in train.evaluate.data",
-            )
-        if config.prompts and head_qk:
-            raise RecipeError(
-                "a model with HeadQK cannot generate text token by token",
-                where="train.evaluate.prompts",
-                hint="leave the prompts out, or set model.head_qk to 0",
             )
         self._prompt_ids()
 
@@ -88,7 +76,7 @@ class Evaluations:
             sampling,
             held_out,
             ctx_len=self.recipe.ctx_len,
-            vocab_size=self.vocab_size,
+            vocab_size=self.model.vocab_size,
             seed=self.recipe.seed,
         )
 
@@ -143,7 +131,7 @@ class Evaluations:
             probes.append(
                 Previews(
                     self._prompt_ids(),
-                    self._tokenizer(),
+                    recipe_tokenizer(self.recipe),
                     config,
                     every=every,
                     steps=steps,
@@ -172,25 +160,7 @@ class Evaluations:
         prefix = trained.with_name(idx_path(trained).stem + VALIDATION)
         return prefix if idx_path(prefix).exists() else None
 
-    def _tokenizer(self) -> "WorldTokenizer | HuggingFaceTokenizer":
-        stages = (stage for stage in self.recipe.prepare or [] if isinstance(stage, Encode))
-        return next(stages, Encode()).load()
-
     def _prompt_ids(self) -> dict[str, list[int]]:
-        """Encode the prompts.
-
-        Raises:
-            RecipeError: the model's vocabulary lacks a token of theirs.
-        """
-        ids = {}
-        for prompt in self._config.prompts:
-            tokens, _ = self._tokenizer().encode_segments(prompt.encode() + b"\xff")
-            ids[prompt] = tokens[:-1].tolist()
-            if not 0 <= max(ids[prompt], default=-1) < self.vocab_size:
-                raise RecipeError(
-                    f"{prompt!r} has token {max(ids[prompt], default=-1)}, and the model knows "
-                    f"{self.vocab_size} tokens",
-                    where="train.evaluate.prompts",
-                    hint="use a model of the tokenizer's vocabulary, or leave the prompts out",
-                )
-        return ids
+        return encode_prompts(
+            self.recipe, self._config.prompts, self.model, "train.evaluate.prompts"
+        )

@@ -43,6 +43,7 @@ from rwkvkit.train.trackers import choose_trackers
 from rwkvkit.workflow.evaluation import Evaluations
 from rwkvkit.workflow.forecast import Forecast, change_to_fit, forecast, setup_of
 from rwkvkit.workflow.identity import data_record, recipe_record
+from rwkvkit.workflow.prompts import check_tokenizer, encode_prompts
 from rwkvkit.workflow.sinks import open_sinks
 from rwkvkit.workflow.weights import InitialWeights
 
@@ -91,13 +92,9 @@ class Run:
                 hint="say `model: {weights: FILE.pth}`",
             )
         check_tuning(run.settings.tuning, run.model_config)
-        run.evaluations.check(head_qk=bool(run.model_config.head_qk))
-        if recipe.sample and run.model_config.head_qk:
-            raise RecipeError(
-                "a model with HeadQK cannot generate text token by token",
-                where="sample",
-                hint="leave `sample` out, or set model.head_qk to 0",
-            )
+        run.evaluations.check()
+        if recipe.sample:
+            encode_prompts(recipe, [recipe.sample.prompt], run.model_config, "sample.prompt")
         placement = choose_placement(run.settings.device, run.settings.precision)
         choose_backend(run.settings, placement, processes)
         run._wkv(placement)
@@ -140,18 +137,21 @@ class Run:
     @property
     def evaluations(self) -> Evaluations:
         """What is measured on the way."""
-        return Evaluations(self.recipe, self.model_config.vocab_size)
+        return Evaluations(self.recipe, self.model_config)
 
     def build(self) -> Build | None:
         """Return the build of the dataset, or None if the recipe names one that exists.
 
         Raises:
-            RecipeError: the run has started on a dataset that this build would replace.
+            RecipeError: the run has started on a dataset that this build would replace, or the
+                model does not know the tokens that it would make.
         """
         if self.recipe.prepare is None:
             return None
         build = make_build(self.recipe)
         status = build.status()
+        if not status.up_to_date:
+            check_tokenizer(self.recipe, self.model_config.vocab_size)
         if self.files.started and not status.up_to_date and read_manifest(build.prefix):
             raise RecipeError(
                 f"the run has started on a dataset that would be replaced ({status.reason})",

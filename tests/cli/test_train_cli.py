@@ -259,7 +259,10 @@ def test_a_base_checkpoint_that_changed(folder, run) -> None:
 
 
 def test_a_run_that_never_took_a_step_can_be_corrected(folder, run) -> None:
-    assert run("train", "r.yaml", "--set", "model.vocab_size=100").code == 4
+    assert run("prepare", "r.yaml").code == 0
+    outcome = run("train", "r.yaml", "--set", "model.vocab_size=100")
+    assert outcome.code == 4
+    assert "outside the model's vocabulary of 100" in outcome.err
     assert run("train", "r.yaml").code == 0
 
 
@@ -410,7 +413,7 @@ def test_an_existing_dataset(folder, run) -> None:
     [
         ("train.device=cuda", 3, "torch sees no GPU"),
         ("train.dropout=0.1", 3, "x070 has no dropout"),
-        ("model.vocab_size=100", 4, "outside the model's vocabulary of 100"),
+        ("model.vocab_size=100", 3, "gives ids up to 256, and the model knows 100 tokens"),
         ("ctx_len=4000", 4, "too small"),
         ("train=", 3, "train: should be a mapping of keys to values"),
         ("model=", 3, "model: should be a mapping of keys to values"),

@@ -1,0 +1,59 @@
+"""What writes text needs of a tokenizer: loading it, and the text of tokens as they come."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
+from rwkvkit.tokenizer.world import WorldTokenizer
+
+Tokenizer: TypeAlias = WorldTokenizer | HuggingFaceTokenizer
+
+_CUT = "�"  # what the first bytes of a character decode to
+
+
+def load_tokenizer(vocab: str | Path | None, end: str | int | None = None) -> Tokenizer:
+    """Load the tokenizer that a file describes.
+
+    Args:
+        vocab: a ``tokenizer.json``, another file in the form of the World vocabulary, or None for
+            that of the World models.
+        end: for a ``tokenizer.json``, the token that ends documents, if not the one that
+            ``HuggingFaceTokenizer`` finds.
+
+    Raises:
+        DataError, SetupError: the file is damaged or missing.
+        RecipeError: it lacks the token that is to end documents.
+    """
+    if vocab is not None and Path(vocab).suffix == ".json":
+        return HuggingFaceTokenizer(vocab, end)
+    return WorldTokenizer(vocab)
+
+
+def text_pieces(
+    tokenizer: Tokenizer, before: Sequence[int], tokens: Iterable[int]
+) -> Iterator[str]:
+    """Yield the text of tokens as they come, in pieces of whole characters.
+
+    What a token adds to the text may depend on the one before it (a space, half of a character),
+    so each piece is the difference that it makes there.
+
+    Args:
+        tokenizer: of the tokens.
+        before: the tokens that stand before them.
+        tokens: what to decode.
+    """
+    ids = list(before)
+    start, told = 0, len(ids)  # ids[start:told] is the context, whose text has been yielded
+    for token in tokens:
+        ids.append(token)
+        piece = _added(tokenizer, ids, start, told)
+        if piece and not piece.endswith(_CUT):
+            yield piece
+            start, told = told, len(ids)
+    if piece := _added(tokenizer, ids, start, told):
+        yield piece
+
+
+def _added(tokenizer: Tokenizer, ids: Sequence[int], start: int, told: int) -> str:
+    return tokenizer.decode(ids[start:])[len(tokenizer.decode(ids[start:told])) :]

@@ -1,0 +1,62 @@
+"""A model whose vocabulary is a tokenizer.json, from text to text."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+PREPARE = (
+    "prepare=[{read: text.jsonl}, {encode: tok.json}, {write-binidx: out/tiny/data}, {plan: {}}]"
+)
+OWN = ["--set", PREPARE, "--set", "model.vocab_size=280", "--set", "sample.prompt=The number"]
+
+
+@pytest.fixture
+def vocabulary(folder: Path) -> None:
+    """A BPE over bytes in which 0 is no end of a document."""
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280,
+        special_tokens=["<pad>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator((folder / "text.jsonl").read_text().splitlines(), trainer)
+    made.save(str(folder / "tok.json"))
+
+
+@pytest.mark.usefixtures("vocabulary")
+def test_from_text_to_text(folder: Path, run) -> None:
+    prompts = 'train.evaluate={prompts: ["The number"], max_tokens: 5, every: 6}'
+    outcome = run("train", "r.yaml", *OWN, "--set", prompts)
+    assert outcome.code == 0, outcome.err
+    assert "next: rwkvkit generate out/tiny/rwkv-final.pth --vocab tok.json --prompt" in outcome.out
+    final = ["generate", "out/tiny/rwkv-final.pth", "--prompt", "The number", "--max-tokens", "5"]
+    text = run(*final, "--vocab", "tok.json", "--json").facts["text"]
+    assert f"'The number':\n{text}\n" in outcome.out
+    lines = (folder / "out/tiny/samples.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["text"] == text
+    other = run(*final)
+    assert other.code == 2
+    assert "hint: name the model's vocabulary file or tokenizer.json with --vocab" in other.err
+
+
+@pytest.mark.usefixtures("vocabulary")
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [(["model.vocab_size=279", "sample.prompt=T"], "model.vocab_size"),
+     (["model.vocab_size=9"], "sample.prompt")],
+)  # fmt: skip
+def test_a_model_that_does_not_know_the_tokens(
+    folder: Path, run, settings: list[str], where: str
+) -> None:
+    outcome = run("train", "r.yaml", *OWN, *(f"--set={each}" for each in settings))
+    assert outcome.code == 3
+    assert f"error: {where}: " in outcome.err
+    assert "and the model knows" in outcome.err
+    assert "hint:" in outcome.err
+    assert not (folder / "out").exists()
