@@ -40,6 +40,7 @@ def choose_compile(
     tokens: int,
     *,
     fused: bool = False,
+    zero: int = 0,
 ) -> Compilation:
     """Resolve ``train.compile``.
 
@@ -49,6 +50,7 @@ def choose_compile(
         model: the model's shape.
         tokens: that the run trains on.
         fused: whether hand-written kernels do most of the elementwise work.
+        zero: DeepSpeed's stage; ``choose_backend`` refuses a demand under stage 3.
 
     Raises:
         RecipeError: the recipe demands it, and this machine has no compiler for it.
@@ -64,6 +66,8 @@ def choose_compile(
         return Compilation(setting, f"compile {'on' if setting else 'off'}: the recipe says so")
     if device.type != "cuda":
         return Compilation(False, f"compile off: on {device.type} it takes longer than it saves")
+    if zero == 3:
+        return Compilation(False, "compile off: ZeRO-3 gathers weights in hooks")
     if lacking:
         return Compilation(False, f"compile off: {lacking}")
     saved_bytes = _SAVED_BESIDE_KERNELS if fused else _SAVED_BYTES

@@ -187,19 +187,14 @@ class DeepSpeedEngine:
             }
             for group in groups
         ]
-        rates: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.adam_eps}
-        if config.offload == "none":
-            return torch.optim.AdamW(own, **rates)
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        try:
-            return DeepSpeedCPUAdam(own, **rates, adamw_mode=True)  # compiled at its first use
-        except Exception as error:  # of the many kinds a failed compilation raises
-            raise SetupError(
-                f"DeepSpeed cannot compile its Adam for the CPU: {str(error).splitlines()[0]}",
-                where="train.offload",
-                hint="install a C++ compiler and ninja, or set train.offload to none",
-            ) from error
+        # On the host too, where DeepSpeed would compile an Adam of its own at every first start:
+        # torch's fused one needs no compiler.
+        return torch.optim.AdamW(
+            own,
+            betas=(config.beta1, config.beta2),
+            eps=config.adam_eps,
+            fused=config.offload != "none",
+        )
 
     @property
     def _scales(self) -> bool:

@@ -209,6 +209,7 @@ class Run:
             self.model_config,
             tokens,
             fused=elementwise.impl == "fused",
+            zero=plan.backend.zero,
         )
         graphs = self._graphs(plan.placement, compiled=compiled.on)
         tuning = check_tuning(self.settings.tuning, self.model_config)

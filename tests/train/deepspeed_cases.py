@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rwkvkit.errors import RwkvkitError
 from rwkvkit.model.checkpoint import build_model
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.init import init_weights
@@ -19,16 +20,29 @@ from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.deepspeed_engine import DeepSpeedEngine
 from rwkvkit.train.device import Placement
-from rwkvkit.train.engine import Engine, TorchEngine
+from rwkvkit.train.engine import Engine, StepResult, TorchEngine
 from rwkvkit.train.group import Group, Solo, joined
+from rwkvkit.train.loop import RunFiles, train
+from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.place import Place
+from rwkvkit.train.plan import plan_training
 from rwkvkit.train.portion import WholeModel
 
 CPU = torch.device("cpu")
 GLOBAL_BATCH = 4
+ENGINES: dict[str, dict[str, Any]] = {
+    "0": {},
+    "1": {"zero": 1},
+    "2": {"zero": 2},
+    "3": {"zero": 3},
+    "2 offloaded": {"zero": 2, "offload": "optimizer"},
+    "3 offloaded": {"zero": 3, "offload": "all"},
+}
 RESUMES = [
-    *((stage, stage, torch.bfloat16) for stage in (1, 2, 3)),
-    *((saved, loaded, torch.float32) for saved, loaded in ((1, 3), (3, 2), (2, 0), (0, 3))),
+    *((each, each, torch.bfloat16) for each in ENGINES if each != "0"),
+    *((saved, loaded, torch.float32) for saved, loaded in (("1", "3"), ("3", "2"), ("2", "0"))),
+    *((saved, loaded, torch.float32) for saved, loaded in (("0", "3"), ("1", "3 offloaded"))),
+    ("3 offloaded", "2 offloaded", torch.float32),
 ]
 
 
@@ -76,6 +90,10 @@ def curves(group: Group) -> dict[str, list[float]]:
     for zero in (2, 3):
         engine = engine_of("x070", group, zero=zero, accumulate_grad_batches=2)
         found[f"accumulated {zero}"] = losses(engine, group, 0, 30)
+    for name in ("2 offloaded", "3 offloaded"):
+        settings = ENGINES[name]
+        found[name] = losses(engine_of("x070", group, **settings), group, 0, 10)
+        found[f"bf16 {name}"] = losses(engine_of("x070", group, bf16, **settings), group, 0, 10)
     long = {"sampling": {"order": "infctx", "truncate": 2}}  # 4 segments, gradients over 2
     found["segments plain"] = losses(engine_of("x070", Solo(), **long), Solo(), 0, 10, 4)
     for zero in (2, 3):
@@ -85,7 +103,7 @@ def curves(group: Group) -> dict[str, list[float]]:
 
 
 def resumes(group: Group, folder: Path) -> dict[str, list[float]]:
-    """A state saved by one stage after 5 steps goes on under another; and in one process."""
+    """A state saved by one engine after 3 steps goes on under another; and in one process."""
     found = {}
     for saved, loaded, dtype in RESUMES:
         name = f"{saved} to {loaded}"
@@ -93,13 +111,12 @@ def resumes(group: Group, folder: Path) -> dict[str, list[float]]:
         if group.rank == 0:
             here.mkdir()
         group.gather(None)
-        more = [{"zero": zero} if zero else {} for zero in (saved, loaded)]
-        engine = engine_of("x060", group, dtype, **more[0])
+        engine = engine_of("x060", group, dtype, **ENGINES[saved])
         losses(engine, group, 0, 3)
         engine.save(here)
         group.gather(None)
         found[f"{name} unbroken"] = losses(engine, group, 3, 6)
-        other = engine_of("x060", group, dtype, **more[1])
+        other = engine_of("x060", group, dtype, **ENGINES[loaded])
         other.load(here)
         found[f"{name} resumed"] = losses(other, group, 3, 6)
         alone = engine_of("x060", Solo(), dtype)
@@ -128,6 +145,65 @@ def skips(group: Group) -> dict[str, Any]:
     return found
 
 
+class Samples:
+    """Random tokens, as the loop asks for them."""
+
+    once, sample_tokens, lines = 1000, 12, ()
+
+    def tokens(self, count: int) -> int:
+        return count * self.sample_tokens
+
+    def read(self, start: int, count: int) -> Batch:
+        generator = torch.Generator().manual_seed(start)
+        tokens = torch.randint(41, (count, 13), generator=generator)
+        return Batch(tokens[:, :-1], tokens[:, 1:])
+
+
+def guards(group: Group, folder: Path) -> dict[str, Any]:
+    """The loop, with gradients that are not finite in one process at some steps."""
+    found = {}
+    for name in ("2", "3"):
+        for kind, bad in (("few", {2, 4}), ("many", {3, 4, 5})):
+            config = TrainConfig(
+                **{"micro_bsz": 2, "lr_init": 1e-3, "lr_final": 1e-3, "total_steps": 6},
+                **{"save_every": 2, "precision": "fp32", "guards": {"max_skipped": 3}},
+                **ENGINES[name],
+            )
+            plan = plan_training(config, Samples(), processes=group.world)
+            engine = engine_of("x070", group, **ENGINES[name])
+            skipped = harm(engine, bad if group.rank == 1 else set())
+            files = RunFiles(folder / f"guards {name} {kind}")
+            end = None
+            try:
+                train(engine, Samples(), plan, files, report=str, group=group)
+            except RwkvkitError as error:
+                end = [type(error).__name__, error.exit_code]
+            found[f"{name} {kind}"] = {
+                "skipped": group.gather(skipped),
+                "ends": group.gather(end),
+                "counted": [row["skipped"] for row in read_metrics(files.metrics)],
+                "checkpoints": sorted(path.name for path in files.checkpoints.iterdir()),
+            }
+    return found
+
+
+def harm(engine: Engine, bad: set[int]) -> list[bool]:
+    """Spoil the gradients of some steps, from 1; returns which ones are skipped."""
+    step, weight = engine.step, engine.model.blocks[0].att.output.weight
+    skipped: list[bool] = []
+
+    def harmed(batch: Batch, **rates: float) -> StepResult:
+        factor = math.nan if len(skipped) + 1 in bad else 1.0
+        hook = weight.register_hook(lambda gradient: gradient * factor)
+        result = step(batch, **rates)
+        hook.remove()
+        skipped.append(result.skipped)
+        return result
+
+    engine.step = harmed
+    return skipped
+
+
 def main(rank: str, port: str, folder: str) -> None:
     torch.set_num_threads(1)
     place = Place(int(rank), 2, int(rank), f"127.0.0.1:{port}", "rwkvkit")
@@ -136,6 +212,7 @@ def main(rank: str, port: str, folder: str) -> None:
             "curves": curves(group),
             "resumes": resumes(group, Path(folder)),
             "skips": skips(group),
+            "guards": guards(group, Path(folder)),
         }
         if group.rank == 0:
             (Path(folder) / "found.json").write_text(json.dumps(found))

@@ -40,6 +40,14 @@ def test_beside_the_kernels_little_is_left_to_save() -> None:
     assert not choose_compile("auto", GPU, LARGE, 3 * 10**8, fused=True).on
 
 
+@pytest.mark.usefixtures("complete_gpu")
+def test_zero_3_is_not_compiled() -> None:
+    assert choose_compile("auto", GPU, LARGE, 10**12, zero=2).on
+    choice = choose_compile("auto", GPU, LARGE, 10**12, zero=3)
+    assert not choice.on
+    assert "ZeRO-3" in choice.reason
+
+
 @pytest.mark.parametrize("setting", [True, False])
 def test_the_recipe_decides(setting: bool) -> None:
     choice = choose_compile(setting, CPU, LARGE, 1)

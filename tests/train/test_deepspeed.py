@@ -64,6 +64,14 @@ def test_in_bf16_within_its_noise(found, stage: int) -> None:
     assert curves["bf16 plain"] != pytest.approx(curves["x070 plain"], abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["2 offloaded", "3 offloaded"])
+def test_offload_changes_nothing(found, name: str) -> None:
+    curves = found["curves"]
+    assert len(curves[name]) == len(curves[f"bf16 {name}"]) == 10
+    assert curves[name] == pytest.approx(curves["x070 plain"][:10], abs=1e-5)
+    assert curves[f"bf16 {name}"] == pytest.approx(curves["bf16 plain"][:10], abs=0.01)
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_accumulated_passes_are_one_step(found, stage: int) -> None:
     curves = found["curves"]
@@ -76,15 +84,18 @@ def test_segments_with_truncated_gradients(found, stage: int) -> None:
     assert curves[f"segments {stage}"] == pytest.approx(curves["segments plain"], abs=1e-5)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_saved_state_continues_bit_for_bit(found, stage: int) -> None:
+@pytest.mark.parametrize("stage", [*STAGES, "2 offloaded", "3 offloaded"])
+def test_a_saved_state_continues_bit_for_bit(found, stage) -> None:
     resumes = found["resumes"]
     name = f"{stage} to {stage}"
     assert resumes[f"{name} resumed"] == resumes[f"{name} unbroken"]
     assert resumes[f"{name} alone"] == pytest.approx(resumes[f"{name} unbroken"], abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["1 to 3", "3 to 2", "2 to 0", "0 to 3"])
+@pytest.mark.parametrize(
+    "name",
+    ["1 to 3", "3 to 2", "2 to 0", "0 to 3", "1 to 3 offloaded", "3 offloaded to 2 offloaded"],
+)
 def test_a_state_goes_on_under_another_stage_engine_or_number_of_processes(found, name) -> None:
     resumes = found["resumes"]
     assert resumes[f"{name} resumed"] == pytest.approx(resumes[f"{name} unbroken"], abs=1e-5)
@@ -94,6 +105,18 @@ def test_a_state_goes_on_under_another_stage_engine_or_number_of_processes(found
 def test_a_gradient_that_is_not_finite_skips_the_step_everywhere(found) -> None:
     assert len(found["skips"]) == 5
     assert all(case == [True, True, False] for case in found["skips"].values()), found["skips"]
+
+
+@pytest.mark.parametrize("name", ["2", "3"])
+def test_the_loop_counts_skipped_steps_alike_everywhere(found, name: str) -> None:
+    few, many = found["guards"][f"{name} few"], found["guards"][f"{name} many"]
+    assert few["skipped"] == [[False, True, False, True, False, False]] * 2
+    assert few["counted"] == [0, 1, 1, 2, 2, 2]
+    assert few["ends"] == [None, None]
+    assert few["checkpoints"] == ["step-00000003", "step-00000005", "step-00000006"]
+    assert many["skipped"] == [[False, False, True, True, True]] * 2
+    assert many["ends"] == [["DivergedError", 6], ["FailedElsewhere", 6]]
+    assert many["checkpoints"] == ["step-00000002"]
 
 
 CPU = Placement(torch.device("cpu"), torch.float32, ("", ""))
@@ -147,6 +170,7 @@ def test_the_settings_follow_the_recipe_and_the_file() -> None:
         ({"engine": "torch", "zero": 2}, None, "train.zero 2 needs DeepSpeed"),
         ({"engine": "deepspeed", "zero": 0}, None, "stage 0 shards nothing"),
         ({"zero": 2, "offload": "all"}, None, "under ZeRO-3 only"),
+        ({"zero": 3, "compile": True}, None, "hooks that torch.compile cannot take"),
         ({"deepspeed": "absent"}, None, "absent does not exist"),
         ({}, "[1]", "no mapping"),
         ({}, "{", "not readable"),
