@@ -68,6 +68,10 @@ class InterruptedRun(RwkvkitError):
     exit_code = 130
 
 
+class StoppedAtOnce(InterruptedRun):
+    """A signal stopped this process wherever it was: others may wait for it (exit code 130)."""
+
+
 class LostProcess(SetupError):
     """Another process of the run ended in the middle of a step (exit code 5)."""
 

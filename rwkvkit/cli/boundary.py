@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from rwkvkit.errors import FailedElsewhere, InterruptedRun, RwkvkitError, SetupError, UsageError
+from rwkvkit.errors import (
+    FailedElsewhere,
+    InterruptedRun,
+    RwkvkitError,
+    SetupError,
+    StoppedAtOnce,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     import click
@@ -47,7 +54,7 @@ def caught(work: Callable[[], None]) -> RwkvkitError | None:
     except RwkvkitError as error:
         return error
     except KeyboardInterrupt:
-        return InterruptedRun("interrupted; run the same command to go on")
+        return StoppedAtOnce("interrupted; run the same command to go on")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_BUG)

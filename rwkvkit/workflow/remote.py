@@ -34,6 +34,7 @@ _TAIL_LINES = 5
 _OPTIONS = {
     "BatchMode": "yes",  # fail rather than ask
     "ConnectTimeout": "20",
+    "ControlPath": "none",  # a shared connection has a life of its own
     "ServerAliveInterval": "10",
     "ServerAliveCountMax": "3",
 }

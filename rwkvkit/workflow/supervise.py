@@ -7,7 +7,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
 
-from rwkvkit.errors import FailedElsewhere, InterruptedRun, LostProcess, RwkvkitError
+from rwkvkit.errors import (
+    FailedElsewhere,
+    InterruptedRun,
+    LostProcess,
+    RwkvkitError,
+    StoppedAtOnce,
+)
 
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 10.0  # for the others to end by themselves after one has failed or died
@@ -84,11 +90,17 @@ def _watch(members: Sequence[Member], interrupted: Sequence[int]) -> None:
     """Wait until all have ended well, or one has not and the others have had time to end.
 
     One that has ended because the user asked to is no failure: the others may still be saving.
+    Unless it was stopped outside the training loop, where they do not save but may wait for it.
     """
     deadline = None
+
+    def failed(member: Member) -> bool:
+        if interrupted and member.code == InterruptedRun.exit_code:
+            return isinstance(member.error(), StoppedAtOnce)
+        return member.code not in (None, 0)
+
     while any(member.code is None for member in members):
-        well = (None, 0, InterruptedRun.exit_code) if interrupted else (None, 0)
-        if any(member.code not in well for member in members):
+        if any(failed(member) for member in members):
             deadline = deadline or time.monotonic() + _GRACE_SECONDS
             if time.monotonic() > deadline:
                 return

@@ -15,7 +15,7 @@ GRACE = 0.5
 # In place of a training process: its step and its save take longer than the grace.
 RANK = f"""#!{sys.executable}
 import json, os, pathlib, pickle, signal, sys, time
-from rwkvkit.errors import InterruptedRun
+from rwkvkit.errors import InterruptedRun, StoppedAtOnce
 
 _, _, _, launcher, errors, place, *_ = sys.argv
 rank = json.loads(place)["rank"]
@@ -28,7 +28,8 @@ while not asked and os.getppid() == int(launcher):
 if rank == 0:
     time.sleep({GRACE} * 4)
     pathlib.Path("saved").write_text(str(len(asked)))
-pathlib.Path(errors).write_bytes(pickle.dumps(InterruptedRun("stopped after its step")))
+kind = StoppedAtOnce if pathlib.Path("at-once").exists() else InterruptedRun
+pathlib.Path(errors).write_bytes(pickle.dumps(kind("stopped after its step")))
 sys.exit(130)
 """
 
@@ -77,6 +78,15 @@ def test_asked_to_stop_it_waits_for_the_step_and_the_save(tmp_path, launcher, nu
     assert launcher.returncode == 130
     assert out == "stopped after its step\n"
     assert (tmp_path / "saved").read_text() == "1"  # asked once
+
+
+def test_one_stopped_outside_the_loop_is_not_waited_for(tmp_path, launcher) -> None:
+    (tmp_path / "at-once").touch()
+    launcher.send_signal(signal.SIGTERM)
+    launcher.communicate(timeout=60)
+    assert launcher.returncode == 130
+    assert not (tmp_path / "saved").exists()
+    assert not Path(f"/proc/{pid_of(tmp_path, 0)}").exists()
 
 
 def test_a_second_signal_kills(tmp_path, launcher) -> None:
