@@ -3,9 +3,10 @@
 B batch, T tokens, H heads, N head size.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def choose(
         return _automatic(device, dtype, shared_bytes)
     obstacle = None
     if impl == "cuda":
-        if device.type != "cuda":
+        if device.type not in ("cuda", "meta"):  # meta: to count what the kernels would hold
             obstacle = f"the tensors are on {device.type}"
         elif dtype not in (torch.bfloat16, torch.float16):
             obstacle = f"its results are bf16 or fp16, not {str(dtype).removeprefix('torch.')}"
@@ -133,6 +134,13 @@ def check(inputs: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> No
             )
         if 0 in shape:
             raise UsageError(f"{name} is empty, shape {shape}", where="wkv")
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context without autocast, also for tensors without data, which it does not know."""
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

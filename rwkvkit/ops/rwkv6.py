@@ -143,7 +143,7 @@ def _kernels(
     """Hand over to the registered operator."""
     from rwkvkit.ops.cuda.wkv6 import wkv
 
-    with torch.autocast(r.device.type, enabled=False):
+    with inputs.no_autocast(r.device):
         return wkv(r, k, v, log_w, u, state, resets, origin, precise=impl == "precise")
 
 

@@ -108,7 +108,7 @@ def _kernels(
     wanted = dtype if impl == "precise" else out
     if state is None and origin is not None:
         state = inputs.first_state(None, origin, vectors[0], dtype)
-    with torch.autocast(vectors[0].device.type, enabled=False):
+    with inputs.no_autocast(vectors[0].device):
         y, final = run(
             tuple(x.to(wanted) for x in vectors),
             None if state is None else state.to(dtype),

@@ -16,6 +16,7 @@ from rwkvkit.model.loss import traffic as loss_traffic
 from rwkvkit.model.loss import workspace as loss_workspace
 from rwkvkit.model.rwkv import GradCp
 from rwkvkit.ops.inputs import Impl
+from rwkvkit.train.compile import EAGER_COMPILED, FUSED_COMPILED
 from rwkvkit.train.device import Card
 from rwkvkit.train.footprint import Footprint, block_footprint
 
@@ -27,7 +28,8 @@ _CONTEXT, _WASTE = 0.6e9, 0.05
 # The step model. Ceilings as shares of the data sheet, from what an H200 does (790 of 989 TFLOP/s,
 # 4.3 of 4.8 TB/s); products of narrow models fall short of that by C / (C + 600).
 _PRODUCT_SHARE, _NARROW, _COPY_SHARE = 0.8, 600, 0.9
-_COMPILED = 185 / 389  # of the eager traffic, counted for x070
+_COMPILED = EAGER_COMPILED[1] / EAGER_COMPILED[0]  # of the eager traffic, as for x070
+_COMPILED_BESIDE_KERNELS = FUSED_COMPILED[1] / FUSED_COMPILED[0]
 _KERNEL_BYTES = 96  # an element forward and backward: what a WKV kernel's time amounts to
 _OPTIMIZER_BYTES = 40  # a trained parameter: masters, moments, gradients, clipping, publishing
 _LAUNCH_SECONDS = 5e-6
@@ -190,7 +192,8 @@ def estimate_times(setup: Setup, card: Card, *, compiled: bool) -> tuple[float, 
     products = train_flops(model) * setup.tokens * again
     share = _PRODUCT_SHARE * model.n_embd / (model.n_embd + _NARROW)
     seconds = products / (card.tflops * 1e12 * share)
-    traffic = model.n_layer * block.traffic * (_COMPILED if compiled else 1) * again
+    left = _COMPILED_BESIDE_KERNELS if setup.fused else _COMPILED
+    traffic = model.n_layer * block.traffic * (left if compiled else 1) * again
     if block.kernel:
         kernel_again = 7 / 6 if setup.grad_cp is True else 1.0  # its forward pass is the cheaper
         elements = model.n_layer * setup.tokens * model.n_embd
@@ -198,7 +201,7 @@ def estimate_times(setup: Setup, card: Card, *, compiled: bool) -> tuple[float, 
     traffic += loss_traffic(setup.tokens, model.n_embd, model.vocab_size, fused=setup.fused_loss)
     traffic += _OPTIMIZER_BYTES * n_parameters(model) / setup.accumulate
     seconds += traffic / (card.gb_per_s * 1e9 * _COPY_SHARE)
-    launches = model.n_layer * block.launches * again * (_COMPILED if compiled else 1)
+    launches = model.n_layer * block.launches * again * (left if compiled else 1)
     return seconds, launches * _LAUNCH_SECONDS
 
 

@@ -86,16 +86,14 @@ def block_footprint(
 def _measure(
     model: ModelConfig, dtype: torch.dtype, impl: Impl, fused: bool, batch: int, tokens: int
 ) -> Footprint:
-    # The tensors are on no GPU, so the fp32 kernels' operator stands for both: what the other keeps
-    # is in 16 bits, so this is more than it needs.
-    impl = "precise" if impl == "cuda" else impl
     with torch.device("meta"):
         block = Block(model, 1, impl, False).to(dtype)
     if fused:
         block.fuse()
     with FakeTensorMode():
-        weights = {n: _empty(p.shape, dtype) for n, p in block.named_parameters()}
-        x, v_first = (_empty((batch, tokens, model.n_embd), dtype) for _ in range(2))
+        device = "meta" if impl == "cuda" else "cpu"  # on a CPU that operator refuses to run
+        weights = {n: _empty(p.shape, dtype, device) for n, p in block.named_parameters()}
+        x, v_first = (_empty((batch, tokens, model.n_embd), dtype, device) for _ in range(2))
         given = (x, v_first if model.arch == "x070" else None, None, None)
         gradient = torch.empty_like(x)
         with Ledger() as ledger:
@@ -106,8 +104,8 @@ def _measure(
             return Footprint(saved, ledger.kernel, workspace, ledger.traffic, ledger.launches)
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype).requires_grad_()
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device).requires_grad_()
 
 
 class Ledger(TorchDispatchMode):

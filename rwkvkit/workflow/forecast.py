@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -13,14 +13,6 @@ from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Placement, card_at
 from rwkvkit.train.estimate import Memory, Setup, estimate_memory, estimate_speed, would_fit
 from rwkvkit.train.operator import choose_elementwise, choose_wkv
-
-# What is counted in place of each operator: for `cuda` the fp32 kernels, whose tensors are larger.
-_COUNTED: dict[str, Impl] = {
-    "naive": "naive",
-    "chunked": "chunked",
-    "precise": "precise",
-    "cuda": "precise",
-}
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ def setup_of(
         ctx_len=ctx_len,
         dtype=placement.dtype,
         grad_cp=settings.grad_cp,
-        impl=_COUNTED[choose_wkv(settings.wkv, placement, model, ctx_len).impl],
+        impl=cast("Impl", choose_wkv(settings.wkv, placement, model, ctx_len).impl),
         fused=choose_elementwise(settings.elementwise, placement, model).impl == "fused",
         on_gpu=placement.device.type == "cuda",
         accumulate=settings.accumulate_grad_batches,

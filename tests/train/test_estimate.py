@@ -10,6 +10,7 @@ from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.init import init_weights
 from rwkvkit.model.rwkv import RWKV
 from rwkvkit.train.batch import Batch
+from rwkvkit.train.compile import EAGER_COMPILED, FUSED_COMPILED
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Card
 from rwkvkit.train.engine import TorchEngine
@@ -92,9 +93,20 @@ def test_kernels_keep_less_than_plain_pytorch() -> None:
     kernels, portable = (
         block_footprint(model, torch.bfloat16, impl, 4, 256) for impl in ("cuda", "chunked")
     )
+    in_fp32 = block_footprint(model, torch.bfloat16, "precise", 4, 256)
+    assert kernels.saved < in_fp32.saved
+    assert kernels.kernel < in_fp32.kernel
     assert kernels.saved < 0.9 * portable.saved
     assert kernels.kernel > 0 == portable.kernel
     assert kernels.launches < portable.launches / 2
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_passes_that_compiling_is_weighed_by_are_the_footprints(fused: bool) -> None:
+    model = ModelConfig(arch="x070", n_layer=24, n_embd=2048)
+    found = block_footprint(model, torch.bfloat16, "cuda", 8, 4096, fused=fused)
+    eager, _ = FUSED_COMPILED if fused else EAGER_COMPILED
+    assert found.traffic / (8 * 4096 * 2048 * 2) == pytest.approx(eager, abs=1)
 
 
 def test_zero_and_offload_share_and_move_the_state() -> None:
@@ -135,5 +147,10 @@ def test_the_step_model_knows_what_costs_time() -> None:
     portable = estimate_speed(setup, H200, compiled=False)
     assert estimate_speed(replace(setup, impl="cuda"), H200, compiled=False) > portable
     assert estimate_speed(setup, H200, compiled=True) > portable
+    compiled, fused = (
+        estimate_speed(replace(setup, impl="cuda", fused=by_hand), H200, compiled=not by_hand)
+        for by_hand in (False, True)
+    )
+    assert fused > compiled
     assert estimate_speed(replace(setup, grad_cp=True), H200, compiled=False) < portable
     assert estimate_speed(setup, Card(165, 1008), compiled=False) < portable
