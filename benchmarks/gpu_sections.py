@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 
+from gpu_elementwise import elementwise_cases, elementwise_section
 from gpu_graphs import recorded_steps
 from gpu_head import head, loss_cases
 from gpu_operators import compile_kernels, correctness, operators, sanitizer, wkv_cases
@@ -14,16 +15,18 @@ def small_cases(settings: argparse.Namespace) -> Iterator[Row]:
     """A few cases of every kernel: what the sanitizer watches."""
     yield from wkv_cases(settings)
     yield from loss_cases(settings)
+    yield from elementwise_cases(settings)
 
 
 SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[Row]], float]] = {
-    "compile": (compile_kernels, 45),
-    "correctness": (correctness, 70),
-    "operators": (operators, 60),
+    "compile": (compile_kernels, 40),
+    "correctness": (correctness, 55),
+    "operators": (operators, 45),
+    "elementwise": (elementwise_section, 55),
     "head": (head, 25),
-    "steps": (steps, 80),
+    "steps": (steps, 70),
     "recorded steps": (recorded_steps, 25),
-    "compiled steps": (compiled_steps, 100),
+    "compiled steps": (compiled_steps, 85),
     "sanitizer": (sanitizer, 70),
 }
 """By name: the function, and the seconds it may take; together under eight minutes."""

@@ -22,12 +22,12 @@ _CATEGORIES = (
 
 
 def steps(settings: argparse.Namespace) -> Iterator[Row]:
-    """Whole training steps of an x070: tokens/s, MFU, peak memory, where the time goes."""
+    """Whole steps of an x070 with all kernels: tokens/s, MFU, memory, where the time goes."""
     return _all_steps(settings, compiled=False)
 
 
 def compiled_steps(settings: argparse.Namespace) -> Iterator[Row]:
-    """The same with the blocks compiled."""
+    """The same with the elementwise work in plain PyTorch, and the blocks compiled."""
     return _all_steps(settings, compiled=True)
 
 
@@ -61,7 +61,7 @@ def random_model(
 
 
 def _size_name(n_layer: int, n_embd: int, samples: int, ctx_len: int, compiled: bool) -> str:
-    return f"L{n_layer}-C{n_embd} b{samples} T{ctx_len}" + (" compiled" if compiled else "")
+    return f"L{n_layer}-C{n_embd} b{samples} T{ctx_len}" + (" compiled" if compiled else " by hand")
 
 
 def _step(
@@ -86,7 +86,7 @@ def _step(
     vocab = 99 if settings.tiny else 65536
     config = ModelConfig(arch="x070", n_layer=n_layer, n_embd=n_embd, vocab_size=vocab)
     impl: Impl = "cuda" if on_gpu else "chunked"
-    setup = Setup(config, samples, ctx_len, dtype, grad_cp, impl, on_gpu=on_gpu)
+    setup = Setup(config, samples, ctx_len, dtype, grad_cp, impl, fused=not compiled, on_gpu=on_gpu)
     memory = estimate_memory(setup)
     state = memory.weights + memory.masters + memory.moments + memory.gradients
     available = torch.cuda.mem_get_info()[0] if on_gpu else math.inf
@@ -95,6 +95,8 @@ def _step(
     model = random_model(config, wide, settings.device, grad_cp=grad_cp)
     if compiled:
         model.compile_blocks()
+    else:
+        model.fuse_elementwise()
     idx = torch.randint(vocab, (samples, ctx_len + 1), generator=torch.Generator().manual_seed(0))
     batch = Batch(idx[:, :-1].contiguous(), idx[:, 1:].contiguous())
     if with_optimizer:

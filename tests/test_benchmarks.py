@@ -61,7 +61,8 @@ def test_the_gpu_check_walks_without_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.rstrip().endswith("all sections passed")
     found = json.loads((tmp_path / "gpu-check.json").read_text())["sections"]
-    for name in ("compile", "correctness", "operators", "head", "steps", "recorded steps"):
+    sections = ("compile", "correctness", "operators", "elementwise", "head", "steps")
+    for name in (*sections, "recorded steps"):
         assert found[name]["ok"], found[name]
         assert found[name]["rows"]
     assert found["sanitizer"]["note"].startswith("not run")
