@@ -5,6 +5,7 @@ B batch, T tokens, H heads, N head size.
 
 import argparse
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -156,6 +157,13 @@ def error_of(got: Tensor, want: Tensor) -> float:
 def sanitizer(settings: argparse.Namespace) -> Iterator[Row]:
     """Run the small cases under compute-sanitizer."""
     script = Path(__file__).with_name("gpu_check.py")
+    if shutil.which("compute-sanitizer") is None:
+        yield {
+            "what": "compute-sanitizer",
+            "ok": False,
+            "output": "not on PATH: CUDA toolkit has it",
+        }
+        return
     for tool in ("memcheck", "racecheck"):
         inner = [sys.executable, str(script), "--section", "small cases", "--out", "/dev/null"]
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *inner]

@@ -63,7 +63,8 @@ class RWKV(nn.Module):
         first training step compiles: one graph for the first block and one for all others.
 
         Args:
-            settings: for ``torch.compile``.
+            settings: for ``torch.compile``; ``dynamic=True`` for batches of many widths, which then
+                share a few graphs.
         """
         # A tuple, not a module list: parameters keep their names.
         self._runs = tuple(

@@ -403,7 +403,8 @@ class Run:
         if self._elementwise(plan.placement).impl == "fused":
             model.fuse_elementwise()
         if plan.compile:
-            model.compile_blocks()
+            # Padded batches have up to 16 widths; a graph for each would be more than torch keeps.
+            model.compile_blocks(dynamic=self.settings.sampling.order == "padded")
         dtype, device = plan.placement.dtype, plan.placement.device
         if plan.backend.engine == "torch":
             recording = partial(record_passes, device, report, demanded=plan.graphs.demanded)

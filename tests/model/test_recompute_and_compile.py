@@ -139,6 +139,23 @@ def test_blocks_compile_whole_into_two_graphs(arch: str) -> None:
     assert list(model.state_dict()) == names
 
 
+@tracing
+@pytest.mark.parametrize("arch", ARCHS)
+def test_many_widths_share_their_graphs(arch: str) -> None:
+    model = small_model(arch, dtype=torch.float32, impl="precise")
+    widths = (16, 32, 48, 80)
+    want = [model.loss(tokens(2, t), tokens(2, t, seed=4)) for t in widths]
+    counters.clear()
+    torch.compiler.reset()
+    model.compile_blocks(backend="eager", dynamic=True)
+    found, graphs = [], []
+    for t in widths:
+        found.append(model.loss(tokens(2, t), tokens(2, t, seed=4)))
+        graphs.append(counters["stats"]["unique_graphs"])
+    torch.testing.assert_close(found, want)
+    assert graphs[1] == graphs[-1] <= 5
+
+
 @pytest.mark.usefixtures("an_operator_that_counts")
 @tracing
 @pytest.mark.filterwarnings("ignore:.*context_fn is passed to torch.utils.checkpoint")
