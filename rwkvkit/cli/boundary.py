@@ -54,7 +54,7 @@ def caught(work: Callable[[], None]) -> RwkvkitError | None:
     except RwkvkitError as error:
         return error
     except KeyboardInterrupt:
-        return StoppedAtOnce("interrupted; run the same command to go on")
+        return StoppedAtOnce("stopped before the end", hint="run the same command to go on")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_BUG)
@@ -91,8 +91,15 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _usage_hint(error: "click.ClickException") -> str | None:
+    from rwkvkit.train.config import TrainConfig
+
     context = getattr(error, "ctx", None)
-    return f"{context.command_path} --help" if context else None
+    if context is None:
+        return None
+    key = (getattr(error, "option_name", None) or "").removeprefix("--").replace("-", "_")
+    if context.info_name == "train" and key in TrainConfig.model_fields:
+        return f"a key of the recipe: --set train.{key}=VALUE"
+    return f"{context.command_path} --help"
 
 
 def _fail(error: RwkvkitError) -> NoReturn:

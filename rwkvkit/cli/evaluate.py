@@ -58,9 +58,10 @@ def evaluate(
     precision: str,
     as_json: bool,
 ) -> None:
-    """Measure the cross entropy of CHECKPOINT (.pth) on the dataset PREFIX (.bin and .idx).
+    """Measure the cross entropy of CHECKPOINT on the dataset PREFIX (.bin and .idx).
 
-    Where the dataset has a loss mask, only the tokens it marks count.
+    CHECKPOINT is a .pth file, or the folder of a run or checkpoint. Where the dataset has a loss
+    mask, only the tokens it marks count.
     """
     from rwkvkit.data.binidx import open_binidx
     from rwkvkit.model.adapter import check_base
@@ -68,8 +69,10 @@ def evaluate(
     from rwkvkit.train.device import choose_placement
     from rwkvkit.train.held_out import held_out_loss
     from rwkvkit.train.orders import choose_order, validation_samples
+    from rwkvkit.workflow.locate import checkpoint_file
 
     console = Console(as_json=as_json)
+    checkpoint = checkpoint_file(checkpoint, console.note)
     data = open_binidx(prefix)
     sampling = SamplingConfig.model_validate({"order": order})
     placement = choose_placement(device, precision)

@@ -6,7 +6,7 @@ import click
 
 from rwkvkit.cli.console import Console, size
 from rwkvkit.cli.options import json_option
-from rwkvkit.errors import DataError, UsageError
+from rwkvkit.errors import UsageError
 
 
 @click.command(short_help="Write the weights of a run or checkpoint in bf16.")
@@ -25,28 +25,12 @@ def export(source: Path, out: Path, as_json: bool) -> None:
 
     from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
     from rwkvkit.model.config import config_from_state_dict
-    from rwkvkit.train.checkpoints import CheckpointStore
-    from rwkvkit.train.loop import RunFiles
-    from rwkvkit.train.portion import MODEL_FILE
+    from rwkvkit.workflow.locate import checkpoint_file
 
     console = Console(as_json=as_json)
     if out.exists():
         raise UsageError("the file exists", where=str(out), hint="give another name with -o")
-    path, files = source, RunFiles(source)
-    if source.is_dir() and (source / MODEL_FILE).exists():
-        path = source / MODEL_FILE
-    elif source.is_dir() and files.final.exists():
-        path = files.final
-    elif source.is_dir():
-        newest = CheckpointStore(files.checkpoints, keep=1).newest(console.note)
-        if newest is None or not (newest.folder / MODEL_FILE).exists():
-            raise DataError(
-                "holds no weights of a whole model",
-                where=str(source),
-                hint="give a run's folder, a checkpoint's, or a .pth file; rwkvkit merge makes "
-                "whole weights of an adapter",
-            )
-        path = newest.folder / MODEL_FILE
+    path = checkpoint_file(source, console.note)
     weights = read_checkpoint(path)
     config_from_state_dict(weights, str(path))
     write_checkpoint({name: each.to(torch.bfloat16) for name, each in weights.items()}, out)

@@ -57,15 +57,17 @@ def generate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Continue a prompt with CHECKPOINT (.pth), token by token, until the document ends.
+    """Continue a prompt with CHECKPOINT, token by token, until the document ends.
 
-    The same arguments give the same text.
+    CHECKPOINT is a .pth file, or the folder of a run or checkpoint. The same arguments give the
+    same text.
     """
     from rwkvkit.tokenizer.text import load_tokenizer
+    from rwkvkit.workflow.locate import checkpoint_file
 
     console = Console(as_json=as_json)
     text = stream_text(
-        checkpoint,
+        checkpoint_file(checkpoint, console.note),
         prompt,
         load_tokenizer(vocab),
         adapter=adapter,

@@ -18,8 +18,8 @@ _BAR = 40  # characters of the histogram's longest bar
 def inspect(path: Path, as_json: bool) -> None:
     """Describe and verify PATH.
 
-    It is a dataset (PREFIX, PREFIX.bin or .idx), a checkpoint (.pth), or what fine-tuning left: the
-    folder of an adapter, a .pth file of tuned states.
+    It is a dataset (PREFIX, PREFIX.bin or .idx), a checkpoint (.pth, or the folder of a run or
+    checkpoint), or what fine-tuning left: the folder of an adapter, a .pth file of tuned states.
     """
     console = Console(as_json=as_json)
     if zipfile.is_zipfile(path) or not (_is_dataset(path) or path.suffix in (".bin", ".idx")):
@@ -65,10 +65,13 @@ def _dataset(path: Path, console: Console) -> None:
 
 
 def _checkpoint(path: Path, console: Console) -> None:
-    from rwkvkit.model.adapter import holds_states
+    from rwkvkit.model.adapter import CONFIG, holds_states
     from rwkvkit.model.checkpoint import read_checkpoint
     from rwkvkit.model.describe import describe_checkpoint, describe_tuned
+    from rwkvkit.workflow.locate import checkpoint_file
 
+    if not (path / CONFIG).exists():
+        path = checkpoint_file(path, console.note)
     tuned = path.is_dir() or holds_states(read_checkpoint(path))
     facts: dict[str, Any] = describe_tuned(path) if tuned else describe_checkpoint(path)
     dtypes = ", ".join(f"{count} tensors in {dtype}" for dtype, count in facts["dtypes"].items())

@@ -33,7 +33,7 @@ def merge(base: Path, adapter: Path, out: Path, any_base: bool, as_json: bool) -
         raise UsageError("the file exists", where=str(out), hint="give another name with -o")
     weights = read_checkpoint(base)
     if not any_base:
-        check_base(base, adapter)
+        check_base(base, adapter, ", or say --any-base")
     result = merged(weights, adapter)
     changed = sum(tensor is not weights.get(name) for name, tensor in result.items())
     write_checkpoint(result, out)

@@ -150,6 +150,8 @@ def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
         generate = f"rwkvkit generate {run.weights.path} --adapter {run.files.final}"
     if vocab := encode_stage(recipe).file:
         generate += f" --vocab {vocab}"
+    if "skipped_steps" in end:
+        console.result(f"steps skipped for want of a finite gradient: {end['skipped_steps']:,}")
     if "end_early" in end:
         console.result(f"ended early: {end['end_early']}")
     if run.files.best.exists():

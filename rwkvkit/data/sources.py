@@ -263,6 +263,12 @@ def _find(source: Source, number: int, exclude: Collection[str]) -> list[InputFi
     else:
         paths = [path for path in _matches(source) if os.path.realpath(path) not in exclude]
         found = [(path, path) for path in sorted(paths, key=natural_key)]
+    if not found and source.path and Path(source.path).is_dir():
+        raise DataError(
+            "the folder holds no file to read",
+            where=source.name,
+            hint="if their suffix does not tell the format, say it, such as `format: text`",
+        )
     if not found:
         raise DataError(
             "no file matches" if source.path else "the standard library has no source files here",

@@ -1,6 +1,7 @@
 """What fine-tuning leaves beside a base: an adapter in peft's files, or tuned states."""
 
 import json
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -32,12 +33,19 @@ def peft_library() -> ModuleType:
     Raises:
         SetupError: it is not installed.
     """
+    noisy = logging.getLogger(
+        "bitsandbytes"
+    )  # which peft imports: it misses a kernel we do not use
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
     try:
         import peft
     except ImportError as error:
         raise SetupError(
             f"adapters need the package peft ({error})", hint="pip install 'rwkvkit[peft]'"
         ) from error
+    finally:
+        noisy.setLevel(level)
     return peft
 
 
@@ -208,10 +216,15 @@ def record_path(path: Path) -> Path:
     return path / "base.json" if path.is_dir() else path.with_suffix(".json")
 
 
-def check_base(base: Path, path: Path) -> None:
+def check_base(base: Path, path: Path, or_else: str = "") -> None:
     """Compare a base with the record of the one that an adapter or states were trained on.
 
     Without a record, as with adapters made elsewhere, every base passes.
+
+    Args:
+        base: the checkpoint.
+        path: the adapter or states.
+        or_else: what else a user can do, for the end of the hint.
 
     Raises:
         DataError: it is another base, or the record is damaged.
@@ -224,5 +237,5 @@ def check_base(base: Path, path: Path) -> None:
         raise DataError(
             f"was trained on another base, {known.get('path')}",
             where=str(path),
-            hint=f"give that base instead of {base}",
+            hint=f"give that base instead of {base}{or_else}",
         )

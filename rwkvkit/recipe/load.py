@@ -60,10 +60,12 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     path = find_recipe(recipe)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise RecipeError(
-            f"cannot be read: {error}", where=str(path), hint="check permissions and encoding"
+            f"cannot be read: {error.strerror}", where=str(path), hint="check its permissions"
         ) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError("is not UTF-8", where=str(path), hint="save it as UTF-8") from error
     source = parse(text, str(path), overrides, _expand_stage)
     mistakes: list[str] = []
     values = dict(source.data)
@@ -173,6 +175,8 @@ def _reason(detail: ErrorDetails, schema: type[Config]) -> str:
         return "this key is required"
     if kind == "value_error":
         return str(detail["ctx"]["error"])
+    if kind == "string_pattern_mismatch":
+        return f"should match {detail['ctx']['pattern']}, not {value!r}"
     if kind in ("model_type", "dict_type"):
         return f"should be a mapping of keys to values, not {value!r}"
     message = detail["msg"].removeprefix("Input ")

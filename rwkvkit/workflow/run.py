@@ -285,7 +285,8 @@ class Run:
     def finished(self) -> dict[str, Any]:
         """Return ``step``, ``tokens`` and ``loss`` at the end of a complete run.
 
-        ``end_early`` says why, where it ended before its last step.
+        ``skipped_steps`` counts those that changed nothing, if any; ``end_early`` says why, where
+        it ended before its last step.
         """
         end: dict[str, Any] = read_record(self.recipe.folder)["finished"]
         return end
@@ -345,6 +346,8 @@ class Run:
             rows = read_metrics(self.files.metrics)
             loss = next(row["loss"] for row in reversed(rows) if row["loss"] is not None)
             end = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "loss": loss}
+            if skipped := rows[-1].get("skipped"):
+                end["skipped_steps"] = skipped
             end |= {key: rows[-1][key] for key in (END_EARLY,) if key in rows[-1]}
             write_record(folder, record | {"finished": end})
 

@@ -21,6 +21,16 @@ def test_a_run_a_checkpoint_and_a_file(folder, run) -> None:
         assert all(torch.equal(t, final[name].bfloat16()) for name, t in written.items())
     assert load_model(folder / "0.pth").config.n_layer == 2
 
+    prompt = ["--prompt", "The", "--max-tokens", "3", "--vocab", "bytes.txt", "--json"]
+    texts = {
+        run("generate", str(path), *prompt).out for path in (out, newest, newest / "model.pth")
+    }
+    assert len(texts) == 1
+    assert '"text"' in texts.pop()
+    for folder_of in (out, newest):
+        assert run("inspect", str(folder_of), "--json").facts["problems"] == []
+        assert run("evaluate", str(folder_of), "out/tiny/data", "--max-samples", "1").code == 0
+
     (out / "rwkv-final.pth").unlink()
     (newest / "model.pth").write_bytes(b"cut")
     outcome = run("export", str(out), "-o", "last.pth", "--json")

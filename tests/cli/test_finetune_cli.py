@@ -79,6 +79,7 @@ def test_train_generate_merge(folder: Path, base: Path, run, method: str) -> Non
     foreign = run("merge", "merged.pth", result, "-o", "twice.pth")
     assert foreign.code == 4
     assert "was trained on another base, base.pth" in foreign.err
+    assert "instead of merged.pth, or say --any-base" in foreign.err
     assert run("merge", "merged.pth", result, "-o", "twice.pth", "--any-base").code == 0
 
     unbroken = read(Path(result))

@@ -67,12 +67,17 @@ def test_generate_repeats_itself_for_a_seed(checkpoint: Path, run) -> None:
         (["train", "absent.yaml"], 3, "no such recipe"),
         (["trane"], 2, "No such command 'trane'"),
         (["train", "r.yaml", "--set", "x"], 2, "not key=value"),
-        (["train", "r.yaml", "--fast"], 2, "--fast"),
+        (["train", "r.yaml", "--fast"], 2, "hint: rwkvkit train --help"),
+        (["train", "r.yaml", "--lr_init", "1"], 2, "recipe: --set train.lr_init=VALUE"),
+        (["train", "r.yaml", "--micro-bsz=8"], 2, "recipe: --set train.micro_bsz=VALUE"),
+        (["prepare", "r.yaml", "--set", "prepare.read=empty"], 4, "no file to read"),
+        (["generate", "empty", "--prompt", "x"], 4, "holds no weights of a whole model"),
     ],
 )
 def test_wrong_use(
     folder: Path, run, checkpoint: Path, arguments: list[str], code: int, message: str
 ) -> None:
+    (folder / "empty").mkdir()
     before = files_in(folder)
     outcome = run(*(word.format(checkpoint=checkpoint) for word in arguments))
     assert outcome.code == code

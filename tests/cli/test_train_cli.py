@@ -201,6 +201,14 @@ def test_weights_that_are_not_finite_are_never_an_end(folder, run) -> None:
     assert not (folder / "out/tiny/rwkv-final.pth").exists()
 
 
+def test_steps_that_changed_nothing_are_told_at_the_end(folder, run) -> None:
+    far = ["train.lr_init=1e30", "train.warmup_steps=0", "train.total_steps=3"]
+    settings = [f"--set={each}" for each in far] + ["--set=sample={prompt: a, max_tokens: 1}"]
+    outcome = run("train", "r.yaml", *settings, "--set", "train.save_every=9")
+    assert "2 skipped" in outcome.err
+    assert "steps skipped for want of a finite gradient: 2\n" in outcome.out
+
+
 def test_a_finished_run_is_never_done_again(folder, run) -> None:
     assert run("train", "r.yaml").code == 0
     final = folder / "out/tiny/rwkv-final.pth"

@@ -66,7 +66,7 @@ def test_a_good_one(recipe: Path) -> None:
         ("micro_bsz: 8, ", "", "", "train.micro_bsz: this key is required"),
         ("lr_init: 1e-5", "lr_init: no", "13:32", "valid number, not 'no'"),
         ("lr_final: 1e-5", "lr_finale: 1e-5", "13:38", "did you mean 'lr_final'?"),
-        ("name: demo", "name: a/b", "1:7", "string should match pattern"),
+        ("name: demo", "name: a/b", "1:7", "name: should match ^[A-Za-z0-9]"),
         ("model:", "modle:", "12:1", "did you mean 'model'?"),
         ("  - encode: world", "  - encode: [1]", "8:", "prepare[1].encode"),
         ("  - plan", "  - 7", "11:5", "should be one stage"),
@@ -138,9 +138,16 @@ def test_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         find_recipe("pretrian.yaml")
 
 
+def test_tabs(recipe: Path) -> None:
+    recipe.write_text(GOOD.replace("  - plan", "\t- plan"))
+    with pytest.raises(RecipeError, match="mend the YAML at this place, with spaces") as caught:
+        load_recipe(str(recipe))
+    assert caught.value.where == f"{recipe}:11:1"
+
+
 def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_bytes(b"name: \xff")
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match="is not UTF-8\n  hint: save it as UTF-8"):
         load_recipe(str(tmp_path / "r.yaml"))
 
 
