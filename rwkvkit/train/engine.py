@@ -142,6 +142,9 @@ class TorchEngine:
 
     def step(self, batch: Batch, *, lr: float, weight_decay: float) -> StepResult:
         """Take one optimizer step; see ``Engine.step``."""
+        # Not after the step: freed next to the activations, gradients would let the C library give
+        # the memory of both back to the system, and the next step would take 6 % longer on a CPU.
+        self._optimizer.zero_grad(set_to_none=not self._gradients_stay)
         counted = max(1.0, self._group.sum(batch.counted))
         self._loss.zero_()
         for micro in batch.split(len(batch.x) // self._micro_bsz):
@@ -151,13 +154,11 @@ class TorchEngine:
         grad_norm = nn.utils.clip_grad_norm_(self._masters, self._grad_clip)
         result = StepResult(self._group.sum(self._loss.item()), grad_norm.item())
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            self._optimizer.zero_grad(set_to_none=not self._gradients_stay)
             return replace(result, skipped=True)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=not self._gradients_stay)
         self._publish_masters()
         return result
 
