@@ -79,6 +79,7 @@ def build_model(
     grad_cp: GradCp = False,
     impl: Impl = "auto",
     where: str | None = None,
+    copy: bool = True,
 ) -> RWKV:
     """Make a model of a given shape and fill it with the tensors of a checkpoint.
 
@@ -87,12 +88,14 @@ def build_model(
 
     Args:
         config: the model's shape.
-        state_dict: tensors by name; copied.
+        state_dict: tensors by name.
         dtype: of the weights and activations.
         device: where the model lives.
         grad_cp: compute activations again in the backward pass, see :class:`Block`.
         impl: which WKV operator, see :mod:`rwkvkit.ops`.
         where: the file the tensors come from, for messages.
+        copy: False leaves the tensors where and as they are, such as in a mapped file; the model
+            is then to be moved and converted by whoever trains it.
 
     Raises:
         DataError: a tensor is missing, unknown, or of another shape.
@@ -107,8 +110,10 @@ def build_model(
             where=where,
             hint="the config and the checkpoint must describe the same model",
         )
-    copies = {n: t.detach().to(device=device, dtype=dtype, copy=True) for n, t in given.items()}
-    model.load_state_dict(copies, assign=True)
+    tensors = {name: tensor.detach() for name, tensor in given.items()}
+    if copy:
+        tensors = {n: t.to(device=device, dtype=dtype, copy=True) for n, t in tensors.items()}
+    model.load_state_dict(tensors, assign=True)
     return model
 
 

@@ -117,6 +117,7 @@ def apply_tuning(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    convert: bool = True,
 ) -> Portion:
     """Freeze what does not train, put adapters where the recipe wants them, move to the device.
 
@@ -128,6 +129,7 @@ def apply_tuning(
         device: where the model is to train.
         dtype: of the frozen weights; what trains stays in float32.
         seed: of the adapter's initial values, the same in every process of a run.
+        convert: False leaves the weights' dtypes to the engine.
 
     Returns:
         What checkpoints of the run hold.
@@ -147,7 +149,8 @@ def apply_tuning(
         trains = _is_adapter(name) or plain_name(name) in whole
         if parameter.is_floating_point():  # which quantized weights are not
             parameter.requires_grad_(trains)
-            parameter.data = parameter.data.to(torch.float32 if trains else dtype)
+            if convert:
+                parameter.data = parameter.data.to(torch.float32 if trains else dtype)
     model.to(device)
     if config is not None:
         return AdapterPortion(model, config, whole, base)

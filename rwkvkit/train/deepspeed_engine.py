@@ -46,7 +46,9 @@ class DeepSpeedEngine:
     written by the processes in turn, so another engine, stage or number of processes reads them.
 
     Args:
-        model: with float32 weights; on the CPU for stage 3, otherwise on its device.
+        model: with float32 weights on its device; for stage 3 on the CPU, best in a mapped file
+            and in the file's dtype (``build_model`` with ``copy=False``): a process then takes
+            memory for its own part and one weight at a time.
         config: the recipe's settings.
         backend: the stage and DeepSpeed's settings.
         dtype: of the forward and backward pass.
@@ -80,12 +82,15 @@ class DeepSpeedEngine:
         for each in groups:
             self._params |= dict(zip(each["names"], each["params"], strict=True))
         self._model_dtype = dtype
-        masters = {} if dtype == torch.float32 else _rounded(self._params, dtype)
-        model.to(dtype)
+        masters = _rounded(self._params, dtype, copy=not self._sharded)
         settings = dict(backend.settings)
         with _quietly():
             if self._sharded:
-                self._deepspeed.zero.Init(module=model, config_dict_or_path=settings, dtype=dtype)
+                self._deepspeed.zero.Init(
+                    module=_OneByOne(model, dtype), config_dict_or_path=settings, dtype=dtype
+                )
+            else:
+                model.to(dtype)
             self._engine, self._optimizer, _, _ = self._deepspeed.initialize(
                 model=model,
                 optimizer=self._adamw(groups, config),
@@ -340,10 +345,33 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _rounded(params: dict[str, nn.Parameter], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return copies of the weights that ``dtype`` cannot hold exactly."""
+class _OneByOne(nn.Module):
+    """A model whose weights become of ``dtype`` only when each is asked for.
+
+    ZeRO-3 keeps its part of one before it asks for the next: weights in a mapped file are never
+    all in the memory of a process.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._given = (model, dtype)  # in a tuple: not a module of its own
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Go through the model's parameters."""
+        model, dtype = self._given
+        for param in model.parameters(recurse):
+            if param.is_floating_point():
+                # A copy, since DeepSpeed writes what rank 0 has over it.
+                param.data = param.data.to(dtype, copy=True).contiguous()
+            yield param
+
+
+def _rounded(
+    params: dict[str, nn.Parameter], dtype: torch.dtype, *, copy: bool
+) -> dict[str, Tensor]:
+    """Return the weights that ``dtype`` cannot hold exactly; as they are unless ``copy``."""
     return {
-        name: param.detach().to("cpu", copy=True)
+        name: param.detach().to("cpu", copy=copy)
         for name, param in params.items()
         if not torch.equal(param, param.to(dtype).to(param.dtype))
     }

@@ -386,12 +386,16 @@ class Run:
     def _engine(
         self, plan: TrainPlan, sha256: str, group: Group, report: Callable[[str], None]
     ) -> Engine:
+        sharded = plan.backend.zero == 3
+        # ZeRO-3 takes its part of weight after weight out of the file; adapters change weights.
+        mapped = sharded and not self.settings.tuning.is_adapter
         model = build_model(
             self.model_config,
             read_checkpoint(self.weights.path),
             grad_cp=self.settings.grad_cp,
             impl=self._impl(plan.placement),
             where=str(self.weights.path),
+            copy=not mapped,
         )
         base = {"path": str(self.weights.path), "sha256": sha256}
         portion = apply_tuning(
@@ -399,9 +403,10 @@ class Run:
             self.settings.tuning,
             base,
             # ZeRO-3 cuts the weights up on the host: as a whole they may not fit a GPU.
-            device=torch.device("cpu") if plan.backend.zero == 3 else plan.placement.device,
+            device=torch.device("cpu") if sharded else plan.placement.device,
             dtype=plan.placement.dtype,
             seed=self.recipe.seed,
+            convert=not mapped,
         )
         if self._elementwise(plan.placement).impl == "fused":
             model.fuse_elementwise()

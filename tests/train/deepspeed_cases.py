@@ -46,6 +46,14 @@ RESUMES = [
 ]
 
 
+def shape_of(arch: str) -> ModelConfig:
+    return ModelConfig(arch=arch, n_layer=2, n_embd=32, head_size=16, vocab_size=41)
+
+
+def initial(arch: str) -> dict[str, torch.Tensor]:
+    return init_weights(shape_of(arch), 3)
+
+
 def engine_of(arch: str, group: Group, dtype: torch.dtype = torch.float32, **more: Any) -> Engine:
     passes = more.setdefault("accumulate_grad_batches", 1)
     config = TrainConfig(
@@ -53,8 +61,8 @@ def engine_of(arch: str, group: Group, dtype: torch.dtype = torch.float32, **mor
         **{"weight_decay": 0.1, "engine": "deepspeed" if "zero" in more else "torch"},
         **more,
     )
-    shape = ModelConfig(arch=arch, n_layer=2, n_embd=32, head_size=16, vocab_size=41)
-    model = build_model(shape, init_weights(shape, 3)).train()
+    mapped = more.get("zero") == 3  # the engine converts the weights one by one
+    model = build_model(shape_of(arch), initial(arch), copy=not mapped).train()
     backend = choose_backend(config, Placement(CPU, dtype, ("", "")), group.world)
     if backend.engine == "torch":
         return TorchEngine(model, config, dtype, None, group)
@@ -99,6 +107,16 @@ def curves(group: Group) -> dict[str, list[float]]:
     for zero in (2, 3):
         engine = engine_of("x070", group, zero=zero, accumulate_grad_batches=2, **long)
         found[f"segments {zero}"] = losses(engine, group, 0, 10, 4)
+    return found
+
+
+def masters(group: Group) -> dict[str, bool]:
+    """Whether the masters of a bf16 model are the weights it was given, to the last bit."""
+    given, found = initial("x070"), {}
+    for name in ("1", "2", "3", "3 offloaded"):
+        engine = engine_of("x070", group, torch.bfloat16, **ENGINES[name])
+        own = {key: engine._get(param) for key, param in engine._params.items()}
+        found[name] = all(torch.equal(master, given[key]) for key, master in own.items())
     return found
 
 
@@ -210,6 +228,7 @@ def main(rank: str, port: str, folder: str) -> None:
     with joined(place, on_gpu=False) as group:
         found = {
             "curves": curves(group),
+            "masters": masters(group),
             "resumes": resumes(group, Path(folder)),
             "skips": skips(group),
             "guards": guards(group, Path(folder)),

@@ -64,6 +64,10 @@ def test_in_bf16_within_its_noise(found, stage: int) -> None:
     assert curves["bf16 plain"] != pytest.approx(curves["x070 plain"], abs=1e-5)
 
 
+def test_masters_are_the_weights_of_the_file_not_rounded_ones(found) -> None:
+    assert found["masters"] == dict.fromkeys(("1", "2", "3", "3 offloaded"), True)
+
+
 @pytest.mark.parametrize("name", ["2 offloaded", "3 offloaded"])
 def test_offload_changes_nothing(found, name: str) -> None:
     curves = found["curves"]
