@@ -14,6 +14,7 @@ from rwkvkit.ops.inputs import Impl
 
 _CATEGORIES = (
     ("wkv", r"wkv"),
+    ("elementwise by hand", r"shift_mix|prepare_keys|residual_value|norm_gate|relu_squared"),
     ("cross entropy", r"cross_entropy"),
     ("products", r"gemm|nvjet|cutlass|cublas|xmma|aten::(mm|addmm|bmm|linear)"),
     ("optimizer", r"adam|multi_tensor|foreach"),

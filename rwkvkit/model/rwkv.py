@@ -72,7 +72,17 @@ class RWKV(nn.Module):
         )
 
     def fuse_elementwise(self) -> None:
-        """Let x070's elementwise work run as the hand-written kernels of ``rwkvkit.ops.fused``."""
+        """Let x070's elementwise work run as the hand-written kernels of ``rwkvkit.ops.fused``.
+
+        On a CPU, and in fp32, it is still the plain form.
+
+        Raises:
+            UsageError: there are no kernels for a model of this shape.
+        """
+        if obstacle := x070.fused_obstacle(self.config):
+            raise UsageError(
+                obstacle, where="model.fuse_elementwise()", hint="leave it out: PyTorch does it"
+            )
         for block in self.blocks:
             cast("Block", block).fuse()
 

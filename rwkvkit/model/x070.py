@@ -15,6 +15,17 @@ from rwkvkit.ops.inputs import Impl
 GROUP_NORM_EPS = 64e-5
 
 
+def fused_obstacle(config: ModelConfig) -> str | None:
+    """Say what keeps a model's elementwise work from the kernels of ``ops.fused``, or None."""
+    if config.arch != "x070":
+        return f"the kernels are for x070, not {config.arch}"
+    if config.head_size not in (64, 128):
+        return f"the kernels are for head sizes 64 and 128, not {config.head_size}"
+    if config.dim_ffn % 8:
+        return f"the kernels need a dim_ffn that 8 divides, not {config.dim_ffn}"
+    return None
+
+
 class Attention(TimeMixing):
     """Time mixing. Layer 0 has no value residual (v0, v1, v2): it is where v_first comes from.
 

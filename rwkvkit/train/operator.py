@@ -6,6 +6,7 @@ import torch
 
 from rwkvkit.errors import RecipeError, UsageError
 from rwkvkit.model.config import ModelConfig
+from rwkvkit.model.x070 import fused_obstacle
 from rwkvkit.ops import cross_entropy, rwkv6, rwkv7
 from rwkvkit.ops.inputs import Choice, Impl, choose, kernel_obstacle
 from rwkvkit.train.device import Placement
@@ -73,10 +74,8 @@ def choose_elementwise(
 
 def _fused_obstacle(placement: Placement, model: ModelConfig) -> str | None:
     device, dtype = placement.device, placement.dtype
-    if model.arch != "x070":
-        return f"the kernels are for x070, not {model.arch}"
-    if model.head_size not in (64, 128):
-        return f"the kernels are for head sizes 64 and 128, not {model.head_size}"
+    if obstacle := fused_obstacle(model):
+        return obstacle
     if device.type != "cuda":
         return f"the device is {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):

@@ -104,3 +104,12 @@ def test_a_key_without_a_direction(emulated):
     found, want = run(fused, case), exact(case)
     for name, x in want.items():
         torch.testing.assert_close(found[name].double(), x, rtol=1e-2, atol=1e-2)
+
+
+def test_what_kernels_do_not_take_is_left_to_pytorch(emulated):
+    """Tensors in fp32 on a GPU."""
+    for name in CASES:
+        case = make(name, (1, 3, 1, 64))
+        found, want = run(fused, case, dtype=torch.float32), exact(case)
+        assert max(error(found[key], x) for key, x in want.items()) < 1e-5
+    assert not emulated

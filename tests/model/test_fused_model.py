@@ -8,6 +8,7 @@ from rwkv_cases import small_model, tokens
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rwkvkit.errors import UsageError
 from rwkvkit.model.rwkv import RWKV
 
 SHAPE: dict[str, Any] = {"n_embd": 128, "head_size": 64, "dtype": torch.float32}
@@ -73,6 +74,12 @@ def test_frozen_parameters_get_no_gradient() -> None:
     found = outcome(fused, state=False, resets=False)
     for x, y in zip(found, outcome(plain, state=False, resets=False), strict=True):
         torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-4)
+
+
+def test_a_shape_without_kernels_is_refused() -> None:
+    with pytest.raises(UsageError, match="head sizes 64 and 128, not 16") as caught:
+        small_model("x070").fuse_elementwise()
+    assert "PyTorch does it" in caught.value.hint
 
 
 @pytest.mark.filterwarnings(

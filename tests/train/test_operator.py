@@ -67,6 +67,7 @@ def test_kernels_do_the_elementwise_work_where_they_can(monkeypatch):
         (GPU, model("x070"), "bf16 and fp16, not float32"),
         (BF16_GPU, model("x060"), "for x070, not x060"),
         (BF16_GPU, model("x070", head_size=32), "head sizes 64 and 128, not 32"),
+        (BF16_GPU, model("x070", dim_ffn=100), "dim_ffn that 8 divides, not 100"),
     ],
 )
 def test_elsewhere_pytorch_does_it(placement, shape, message):

@@ -46,6 +46,11 @@ def _partial(x: Tensor, sums: int, width: int = 64) -> Tensor:
     return x.new_empty(blocks, sums, channels, dtype=torch.float32)
 
 
+def takes(x: Tensor) -> bool:
+    """Whether the kernels work on such tensors."""
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+
+
 def _is_half(x: Tensor) -> bool:
     return x.dtype == torch.float16
 

@@ -1,7 +1,7 @@
 """What is done by head before and after WKV7, as registered operators.
 
-On a GPU they are kernels, elsewhere the plain form. B batch, T tokens, H heads, N head size,
-C = H N. All tensors of an operator are contiguous and of one type.
+On a GPU, in bf16 and fp16, they are kernels, elsewhere the plain form. All tensors of an operator are
+contiguous and of one type. B batch, T tokens, H heads, N head size, C = H N.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ def prepare_keys(
     size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``rwkvkit.ops.elementwise.prepare_keys``; weights are [C], results of k's type."""
-    if k.is_cuda:
+    if kernels.takes(k):
         log_w, written, a, b = (_by_head(k, heads, size) for _ in range(4))
         kernels.run_rows(
             _program("key_preparation.cu", k, size),
@@ -92,7 +92,7 @@ def prepare_keys_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of k, w, rate and, if wanted, of the weights as one [4, C]."""
     heads = dlog_w.shape[2:]
-    if k.is_cuda:
+    if kernels.takes(k):
         dk, dw, drate = (torch.empty_like(k) for _ in range(3))
         sums = kernels.run_rows(
             _program("key_preparation.cu", k, heads[1]),
@@ -166,7 +166,7 @@ def norm_gate(
     eps: float,
 ) -> Tensor:
     """See ``rwkvkit.ops.elementwise.norm_gate``; weights are [C]."""
-    if y.is_cuda:
+    if kernels.takes(y):
         out = torch.empty_like(g)
         kernels.run_rows(
             _program("norm_gate.cu", y, y.shape[3]),
@@ -210,7 +210,7 @@ def norm_gate_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of y, r, k, v, g and, if wanted, of the weights as one [3, C]."""
     heads = y.shape[2:]
-    if y.is_cuda:
+    if kernels.takes(y):
         dy, dr, dk, dv = (torch.empty_like(y) for _ in range(4))
         dg = torch.empty_like(g)
         sums = kernels.run_rows(

@@ -1,6 +1,6 @@
 """The token-shift mix, the value residual and the squared relu as registered operators.
 
-On a GPU they are kernels, elsewhere the plain form. B batch, T tokens, C n_embd.
+On a GPU, in bf16 and fp16, they are kernels, elsewhere the plain form. B batch, T tokens, C n_embd.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def shift_mix(
     x: Tensor, last: Tensor | None, resets: Tensor | None, mixes: Sequence[Tensor]
 ) -> list[Tensor]:
     """See ``rwkvkit.ops.elementwise.shift_mix``; all in one type, mixes [C], contiguous."""
-    if x.is_cuda:
+    if kernels.takes(x):
         return kernels.shift_mix_forward(x, last, resets, mixes)
     return elementwise.shift_mix(x, last, resets, mixes)
 
@@ -41,7 +41,7 @@ def shift_mix_backward(
     want_mixes: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, last [B, C] and the mixes [M, C]; empty if not wanted."""
-    if x.is_cuda:
+    if kernels.takes(x):
         dx, dlast, dmixes = kernels.shift_mix_backward(
             x, last, resets, mixes, grads, want_mixes=want_mixes
         )
@@ -95,7 +95,7 @@ shift_mix.register_autograd(_shift_mix_gradients, setup_context=_save_shift_mix)
 @torch.library.custom_op("rwkvkit::relu_squared", mutates_args=())
 def relu_squared(x: Tensor) -> Tensor:
     """See ``rwkvkit.ops.elementwise.relu_squared``; contiguous, a multiple of 8 elements."""
-    return kernels.relu_squared(x) if x.is_cuda else elementwise.relu_squared(x)
+    return kernels.relu_squared(x) if kernels.takes(x) else elementwise.relu_squared(x)
 
 
 @relu_squared.register_fake
@@ -106,7 +106,7 @@ def _(x: Tensor) -> Tensor:
 @torch.library.custom_op("rwkvkit::relu_squared_backward", mutates_args=())
 def relu_squared_backward(out: Tensor, grad: Tensor) -> Tensor:
     """Return the gradient of x from the output."""
-    return kernels.relu_squared(out, grad) if out.is_cuda else 2 * out.sqrt() * grad
+    return kernels.relu_squared(out, grad) if kernels.takes(out) else 2 * out.sqrt() * grad
 
 
 @relu_squared_backward.register_fake
@@ -129,7 +129,7 @@ relu_squared.register_autograd(_relu_squared_gradient, setup_context=_save_outpu
 @torch.library.custom_op("rwkvkit::residual_value", mutates_args=())
 def residual_value(v: Tensor, v_first: Tensor, gate: Tensor, v0: Tensor) -> Tensor:
     """See ``rwkvkit.ops.elementwise.residual_value``; contiguous, v0 [C]."""
-    if v.is_cuda:
+    if kernels.takes(v):
         out = torch.empty_like(v)
         inputs = (v, v_first, gate, v0)
         kernels.run_rows(_value_program(v), "residual_value_forward", inputs, (out,))
@@ -151,7 +151,7 @@ def residual_value_backward(
     grad: Tensor, v: Tensor, v_first: Tensor, gate: Tensor, v0: Tensor, want_v0: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of v, v_first, gate and, if wanted, v0 [C]."""
-    if v.is_cuda:
+    if kernels.takes(v):
         dv, dv_first, dgate = (torch.empty_like(v) for _ in range(3))
         sums = kernels.run_rows(
             _value_program(v),
