@@ -26,7 +26,12 @@ PROGRAMS: dict[str, Program] = {
 
 # Shared memory that a block can have, in bytes, and the kernels that are not for all of them.
 SHARED = dict(zip(ARCHITECTURES, (166912, 101376, 101376, 232448, 232448, 101376), strict=True))
-LARGE = {"wkv7 bf16 N=128 backward", "wkv7 bf16 N=128 backward, documents"}
+LARGE = {
+    f"wkv7 {kind} N=128 backward{documents}"
+    for kind in ("bf16", "fp16")
+    for documents in ("", ", documents")
+}
+SPILLING = {"wkv7 fp16 N=128 backward, documents": 24}  # bytes a thread, of 255 registers
 
 
 def measure(program: Program) -> dict[str, dict[str, list[int]]]:
@@ -48,8 +53,8 @@ def test_compiles_into_what_is_recorded(name):
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     program = PROGRAMS[name]
     found = measure(program)
-    spills = {kernel: used for kernel, used in found.items() if any(x[1] for x in used.values())}
-    assert spills == {}
+    most = max(spilled for used in found.values() for _, spilled in used.values())
+    assert most <= SPILLING.get(name, 0)
     assert record["programs"][name]["shared_bytes"] == shared_bytes(program)
     if record["nvrtc"] == toolkit_versions()[-1]:  # another compiler allots other registers
         assert record["programs"][name]["kernels"] == found

@@ -1,6 +1,6 @@
 """What is done by head before and after WKV7, as registered operators.
 
-On a GPU, in bf16 and fp16, they are kernels, elsewhere the plain form. All tensors of an operator are
+On a GPU, in bf16 and fp16, they are kernels, elsewhere the plain form. An operator's tensors are
 contiguous and of one type. B batch, T tokens, H heads, N head size, C = H N.
 """
 

@@ -3,6 +3,7 @@
 B batch, T tokens, H heads, N head size, C chunks of 16 tokens.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -287,7 +288,7 @@ def _precise_shared_bytes(size: int) -> int:
 def programs() -> dict[str, Program]:
     """Return every program that the operator can ask for, by a name that says what it is for."""
     found = {}
-    for size, fp16 in ((64, False), (64, True), (128, False)):
+    for size, fp16 in itertools.product((64, 128), (False, True)):
         kind = f"wkv7 {'fp16' if fp16 else 'bf16'} N={size}"
         for resets in (False, True):
             shape = Shape(size, fp16=fp16, resets=resets, buffers=2 if size == 64 else 1)
