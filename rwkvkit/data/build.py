@@ -14,10 +14,10 @@ from rwkvkit.data.chain import Chain
 from rwkvkit.data.chunks import CHUNK_BYTES, changed, hash_file
 from rwkvkit.data.encoding import Run, TaskWork, encode_tasks, run_local, writing
 from rwkvkit.data.finish import SUFFIXES, finish
+from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.manifest import FileRecord, Manifest, manifest_path
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.shards import Shard, check_complete, note_count
-from rwkvkit.data.sources import InputFile
 from rwkvkit.data.stages import Stage
 from rwkvkit.data.tasks import Task, make_tasks
 from rwkvkit.data.workspace import publish, shared_workspace, workspace

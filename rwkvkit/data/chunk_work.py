@@ -11,10 +11,10 @@ from rwkvkit.data.chunks import Chunk
 from rwkvkit.data.documents import Documents, Reject, read_chunk
 from rwkvkit.data.filters import Filter
 from rwkvkit.data.forms import Field
+from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.order import in_fraction
 from rwkvkit.data.readers import read_file_chunk
 from rwkvkit.data.round_trip import check_round_trip
-from rwkvkit.data.sources import InputFile
 from rwkvkit.data.stages import Encode, Read, Stage
 from rwkvkit.data.text_stages import TextStage, run_stage
 from rwkvkit.errors import DataError

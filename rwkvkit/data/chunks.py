@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 import zstandard
 
 from rwkvkit.data import remote
-from rwkvkit.data.sources import Compression, InputFile
+from rwkvkit.data.inputs import Compression, InputFile
 from rwkvkit.data.tasks import Task
 from rwkvkit.errors import DataError
 

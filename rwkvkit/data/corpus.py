@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvkit.data.buckets import grouped
+from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.parts import MASK, TOKENS, Part
-from rwkvkit.data.sources import InputFile
 from rwkvkit.data.tasks import Task
 from rwkvkit.tokenizer.jit import compiled
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.chunks import Chunk, count_lines, hash_file, line_range, opened, task_chunks
 from rwkvkit.data.documents import Reject
+from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.parts import Part, PartWriter, find_part, read_record
 from rwkvkit.data.pool import ordered_map
 from rwkvkit.data.progress import Progress, Report
-from rwkvkit.data.sources import InputFile
 from rwkvkit.data.tasks import Task
 from rwkvkit.errors import DataError, SetupError
 

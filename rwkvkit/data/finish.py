@@ -12,11 +12,11 @@ from rwkvkit.data.binidx_writer import BinidxWriter
 from rwkvkit.data.chain import Chain
 from rwkvkit.data.corpus import Corpus
 from rwkvkit.data.encoding import placed_rejects
+from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.manifest import Counts, FileRecord, Manifest
 from rwkvkit.data.parts import Part
 from rwkvkit.data.progress import Report
 from rwkvkit.data.selection import Selection
-from rwkvkit.data.sources import InputFile
 from rwkvkit.data.stages import Plan, PlanResult
 from rwkvkit.data.tasks import Task
 from rwkvkit.data.writing import CorpusWriter, Order, count_output

@@ -13,7 +13,7 @@ from rwkvkit import files
 from rwkvkit.compare import differences
 from rwkvkit.config import Config
 from rwkvkit.data.chunks import hash_file
-from rwkvkit.data.sources import InputFile
+from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.stages import PlanResult, Stage
 from rwkvkit.errors import DataError
 

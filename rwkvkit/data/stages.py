@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 
 from rwkvkit.config import Config
 from rwkvkit.data.filters import Filter
+from rwkvkit.data.inputs import InputFile, find_files
 from rwkvkit.data.prime import coverage_warning, magic_prime
-from rwkvkit.data.sources import InputFile, Source, find_files
+from rwkvkit.data.sources import Source
 from rwkvkit.data.stage import Stage
 from rwkvkit.errors import RecipeError
 

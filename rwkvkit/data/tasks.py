@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rwkvkit.data.sources import InputFile
+from rwkvkit.data.inputs import InputFile
 
 _TASK_BYTES = 16 << 20
 _MOST_TASKS = 4096  # of one corpus, its compressed files and changes of format not counted

@@ -1,7 +1,7 @@
 """What several tests of the data half share."""
 
 from rwkvkit.data.chunks import Chunk, task_chunks
-from rwkvkit.data.sources import InputFile
+from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.tasks import make_tasks
 
 

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from rwkvkit import WorldTokenizer, open_binidx
 from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.chunks import hash_file, task_chunks
+from rwkvkit.data.inputs import find_files
 from rwkvkit.data.manifest import read_manifest
 from rwkvkit.data.readers import file_chunks, read_file_chunk, tables
-from rwkvkit.data.sources import Source, find_files
+from rwkvkit.data.sources import Source
 from rwkvkit.data.stages import Encode, Read
 from rwkvkit.data.tasks import make_tasks
 from rwkvkit.errors import DataError, RecipeError, SetupError
@@ -438,7 +439,8 @@ def test_a_protocol_whose_package_is_missing(tmp_path, path, module, package):
     code = f"""
 import sys
 sys.modules[{module!r}] = None
-from rwkvkit.data.sources import Source, find_files
+from rwkvkit.data.inputs import find_files
+from rwkvkit.data.sources import Source
 from rwkvkit.errors import SetupError
 try:
     find_files([Source(path={path!r})])

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from rwkvkit.data.sources import Source, find_files, natural_key
+from rwkvkit.data.inputs import find_files, natural_key
+from rwkvkit.data.sources import Source
 from rwkvkit.errors import DataError, RecipeError
 
 

@@ -1,5 +1,5 @@
 from rwkvkit.data.forms import Field
-from rwkvkit.data.sources import InputFile
+from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.tasks import make_tasks
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from rwkvkit.data.chunks import Chunk
 from rwkvkit.data.documents import Documents
+from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.readers import separated, tables
-from rwkvkit.data.sources import InputFile
 
 
 def file_chunks(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rwkvkit.data.chunks import Chunk, decompressed, opened
 from rwkvkit.data.documents import Documents, Reject, bad_line, check_text
 from rwkvkit.data.forms import BadLine, Text
-from rwkvkit.data.sources import InputFile
+from rwkvkit.data.inputs import InputFile
 
 _READ = 256 << 10
 

@@ -17,7 +17,8 @@ from rwkvkit.data.chat import ChatForm
 from rwkvkit.data.chunks import Chunk, opened
 from rwkvkit.data.documents import Documents, Reject
 from rwkvkit.data.forms import BadLine, Field, listed
-from rwkvkit.data.sources import DatasetName, InputFile
+from rwkvkit.data.inputs import InputFile
+from rwkvkit.data.sources import DatasetName
 from rwkvkit.errors import DataError, RwkvkitError, SetupError
 
 _READ = 1 << 20
