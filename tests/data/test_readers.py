@@ -1,4 +1,4 @@
-"""Tables, separated text, datasets and remote paths give what the same lines of jsonl give."""
+"""Tables and separated text give what the same lines of jsonl give."""
 
 import gzip
 import hashlib
@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,44 +14,14 @@ import pytest
 from chunk_cases import chunks
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from reader_cases import ROWS, read, written
 
-from rwkvkit import WorldTokenizer, open_binidx
 from rwkvkit.data.chunk_work import ChunkWork
-from rwkvkit.data.chunks import hash_file, task_chunks
 from rwkvkit.data.inputs import find_files
-from rwkvkit.data.manifest import read_manifest
-from rwkvkit.data.readers import file_chunks, read_file_chunk, tables
+from rwkvkit.data.readers import file_chunks, tables
 from rwkvkit.data.sources import Source
 from rwkvkit.data.stages import Encode, Read
-from rwkvkit.data.tasks import make_tasks
-from rwkvkit.errors import DataError, RecipeError, SetupError
-
-DECODE = WorldTokenizer().decode
-ROWS = [
-    {"text": f"row {i} " + "x" * (i * 37 % 400), "n": i, "q": "why", "m": []} for i in range(300)
-]
-
-
-def read(chunk_bytes=1 << 20, **keys):
-    """Return texts, positions and the numbers of the bad rows."""
-    source = Source.model_validate(Source.expand(keys))
-    inputs = find_files([source])
-    hashed = {}
-    texts, positions, bad, lines, n_bytes = [], [], [], 0, 0
-    for chunk in (c for task in make_tasks(inputs) for c in task_chunks(task, chunk_bytes, hashed)):
-        found = read_file_chunk(chunk, skip_bad=True)
-        texts += [text.decode() for text in found.texts]
-        positions += np.asarray(found.offsets).tolist()
-        bad += [(lines + reject.line, reject.reason) for reject in found.rejects]
-        lines += found.n_lines
-        n_bytes += chunk.input_bytes
-    assert n_bytes == sum(file.size for file in inputs)
-    assert [hashed[i] for i in range(len(inputs))] == [hash_file(file) for file in inputs]
-    return texts, positions, bad
-
-
-def written(prefix):
-    return [DECODE(tokens) for tokens in open_binidx(prefix)]
+from rwkvkit.errors import DataError
 
 
 @pytest.fixture
@@ -264,192 +232,6 @@ def test_one_bad_piece_ends_the_build(build, folder):
     with pytest.raises(DataError, match="invalid UTF-8") as caught:
         build({"path": str(path), "separator": "\n\n"}).run()
     assert caught.value.where == f"{path}:3"
-
-
-# Datasets
-
-
-def test_a_dataset_on_disk(tmp_path):
-    rows = datasets.Dataset.from_list(ROWS)
-    rows.select(range(299, -1, -1)).save_to_disk(tmp_path / "saved", num_shards=12)
-    texts, positions, _ = read(path=str(tmp_path / "saved"))
-    assert texts == [row["text"] for row in reversed(ROWS)]
-    assert positions == list(range(25)) * 12
-    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "splits")
-    assert len(read(path=str(tmp_path / "splits" / "test"))[0]) == 300
-    with pytest.raises(DataError, match="the dataset has splits: train, test") as caught:
-        read(path=str(tmp_path / "splits"))
-    assert str(tmp_path / "splits" / "train") in caught.value.hint
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A dataset whose name is a local folder: read as one of the hub, without a network."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
-    folder = tmp_path / "hub" / "rows"
-    folder.mkdir(parents=True)
-    for split, rows in (("train", ROWS), ("test", ROWS[:5])):
-        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
-    return str(folder)
-
-
-@pytest.mark.parametrize("chunk_bytes", [1000, 1 << 20])
-def test_a_dataset_by_name(hub, chunk_bytes):
-    texts = [row["text"] for row in ROWS]
-    assert read(chunk_bytes, dataset=hub) == (texts, list(range(300)), [])
-    few = read(chunk_bytes, dataset={"name": hub, "split": "test"}, template="{q} {text}")
-    assert few[0] == [f"why {text}" for text in texts[:5]]
-
-
-def test_a_build_from_a_dataset(build, hub, tmp_path):
-    made = [
-        build({"dataset": hub}, repeat={}, prefix=tmp_path / str(size) / "d", chunk_bytes=size)
-        for size in (1000, 1 << 20)
-    ]
-    manifests = [one.run() for one in made]
-    assert manifests[0] == manifests[1]
-    assert made[0].status().up_to_date
-    [record] = read_manifest(tmp_path / "1000" / "d").inputs
-    assert (record.path, record.bytes) == (f"dataset {hub}:train", 0)
-    assert len(record.sha256) == 64
-    other = {"dataset": {"name": hub, "split": "test"}}
-    again = build(other, repeat={}, prefix=tmp_path / "1000" / "d")
-    assert "sources[0].dataset.split train -> test" in again.status().reason
-
-
-@pytest.mark.parametrize(
-    ("dataset", "keys", "message"),
-    [
-        ({"split": "absent"}, {}, "cannot be read: ValueError: Bad split: absent"),
-        ({"subset": "absent"}, {}, "cannot be read: ValueError: BuilderConfig 'absent' not found"),
-        ({}, {"field": "body"}, "no column 'body'"),
-    ],
-)
-def test_what_is_wrong_with_a_dataset_is_said(hub, dataset, keys, message):
-    with pytest.raises(DataError, match=message) as caught:
-        read(dataset={"name": hub, **dataset}, **keys)
-    assert caught.value.where.startswith(f"dataset {hub}")
-    assert caught.value.hint
-
-
-def test_an_unknown_dataset(hub):
-    with pytest.raises(DataError, match="cannot be read"):
-        read(dataset=f"{hub}-absent")
-
-
-@pytest.mark.parametrize("name", ["datasets", "pyarrow"])
-def test_a_package_that_is_not_there(hub, parquet, monkeypatch, name):
-    source = {"dataset": hub} if name == "datasets" else {"path": str(parquet)}
-    for module in [name, "pyarrow.parquet"]:
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(SetupError, match=f"the package '{name}") as caught:
-        read(**source)
-    assert caught.value.hint.startswith(f"pip install {name}")
-
-
-# Remote paths
-
-
-@pytest.fixture
-def memory():
-    system = fsspec.filesystem("memory")
-    yield system
-    system.store.clear()
-
-
-LINES = b"".join(b'{"text": "line %d"}\n' % i for i in range(50))
-TEXTS = [f"line {i}" for i in range(50)]
-
-
-@pytest.mark.parametrize("chunk_bytes", [100, 1 << 20])
-def test_remote_paths(build, memory, tmp_path, chunk_bytes):
-    memory.pipe("/d/a-2.jsonl", LINES)
-    memory.pipe("/d/a-10.jsonl.gz", gzip.compress(LINES))
-    memory.pipe("/d/notes.md", b"no")
-    memory.pipe("/d/c.txt", b"one--two")
-    prefix = tmp_path / "out" / "data"
-    for path, count in (
-        ("memory://d/a-2.jsonl", 1),
-        ("memory://d/*.jsonl*", 2),
-        ("memory://d", 2),
-    ):
-        made = build(path, chunk_bytes=chunk_bytes)
-        made.run()
-        assert written(prefix) == TEXTS * count
-        assert made.status().up_to_date
-    names = [record.path for record in read_manifest(prefix).inputs]
-    assert names == ["memory:///d/a-2.jsonl", "memory:///d/a-10.jsonl.gz"]
-    build({"path": "memory://d/c.txt", "separator": "--"}).run()
-    assert written(prefix) == ["one", "two"]
-    build({"path": "memory://d/c.txt", "format": "text"}).run()
-    assert written(prefix) == ["one--two"]
-
-
-def test_a_remote_table(memory):
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(ROWS), sink, row_group_size=10)
-    memory.pipe("/t.parquet", sink.getvalue().to_pybytes())
-    assert read(500, path="memory://t.parquet")[0] == [row["text"] for row in ROWS]
-
-
-def test_a_remote_file_that_changes(build, memory):
-    memory.pipe("/a.jsonl", LINES)
-
-    def change(_):
-        memory.pipe("/a.jsonl", LINES.replace(b"line", b"LINE"))
-
-    with pytest.raises(DataError, match="changed while it was read"):
-        build("memory://a.jsonl").run(progress=change)
-    build("memory://a.jsonl").run()
-    memory.pipe("/a.jsonl", LINES)
-    assert build("memory://a.jsonl").status().reason == "input memory://a.jsonl changed"
-
-
-def test_what_is_wrong_with_a_remote_path_is_said(build, memory, monkeypatch):
-    with pytest.raises(DataError, match="no file matches") as caught:
-        build("memory://none.jsonl").describe()
-    assert caught.value.where == "memory://none.jsonl"
-    with pytest.raises(RecipeError, match="no such protocol: nope://"):
-        build("nope://x/a.jsonl").describe()
-    memory.pipe("/a.jsonl.gz", gzip.compress(LINES)[:-5])
-    with pytest.raises(DataError, match="damaged or cut off"):
-        build("memory://a.jsonl.gz").run()
-    memory.pipe("/bad.jsonl", b"bad\n")
-    with pytest.raises(DataError, match="broken JSON") as caught:
-        build("memory://bad.jsonl").run()
-    assert caught.value.where == "memory://bad.jsonl:1"
-
-    def fail(*_, **__):
-        raise PermissionError("forbidden")
-
-    monkeypatch.setattr(type(memory), "info", fail)
-    with pytest.raises(DataError, match="cannot be read: forbidden"):
-        build("memory://bad.jsonl").describe()
-
-
-@pytest.mark.parametrize(
-    ("path", "module", "package"),
-    [
-        ("s3://bucket/a.jsonl", "s3fs", "s3fs"),
-        ("gs://bucket/*.parquet", "gcsfs", "gcsfs"),
-        ("https://host/a.jsonl", "aiohttp", "aiohttp"),
-    ],
-)
-def test_a_protocol_whose_package_is_missing(tmp_path, path, module, package):
-    code = f"""
-import sys
-sys.modules[{module!r}] = None
-from rwkvkit.data.inputs import find_files
-from rwkvkit.data.sources import Source
-from rwkvkit.errors import SetupError
-try:
-    find_files([Source(path={path!r})])
-except SetupError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert f"{path}: the package {package} is needed" in done.stdout, done.stderr
-    assert f"pip install {package}" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,200 @@
+"""Datasets and remote paths give what the same lines of jsonl give."""
+
+import gzip
+import subprocess
+import sys
+
+import datasets
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from reader_cases import ROWS, read, written
+
+from rwkvkit.data.manifest import read_manifest
+from rwkvkit.errors import DataError, RecipeError, SetupError
+
+# Datasets
+
+
+def test_a_dataset_on_disk(tmp_path):
+    rows = datasets.Dataset.from_list(ROWS)
+    rows.select(range(299, -1, -1)).save_to_disk(tmp_path / "saved", num_shards=12)
+    texts, positions, _ = read(path=str(tmp_path / "saved"))
+    assert texts == [row["text"] for row in reversed(ROWS)]
+    assert positions == list(range(25)) * 12
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "splits")
+    assert len(read(path=str(tmp_path / "splits" / "test"))[0]) == 300
+    with pytest.raises(DataError, match="the dataset has splits: train, test") as caught:
+        read(path=str(tmp_path / "splits"))
+    assert str(tmp_path / "splits" / "train") in caught.value.hint
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A dataset whose name is a local folder: read as one of the hub, without a network."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    folder = tmp_path / "hub" / "rows"
+    folder.mkdir(parents=True)
+    for split, rows in (("train", ROWS), ("test", ROWS[:5])):
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1000, 1 << 20])
+def test_a_dataset_by_name(hub, chunk_bytes):
+    texts = [row["text"] for row in ROWS]
+    assert read(chunk_bytes, dataset=hub) == (texts, list(range(300)), [])
+    few = read(chunk_bytes, dataset={"name": hub, "split": "test"}, template="{q} {text}")
+    assert few[0] == [f"why {text}" for text in texts[:5]]
+
+
+def test_a_build_from_a_dataset(build, hub, tmp_path):
+    made = [
+        build({"dataset": hub}, repeat={}, prefix=tmp_path / str(size) / "d", chunk_bytes=size)
+        for size in (1000, 1 << 20)
+    ]
+    manifests = [one.run() for one in made]
+    assert manifests[0] == manifests[1]
+    assert made[0].status().up_to_date
+    [record] = read_manifest(tmp_path / "1000" / "d").inputs
+    assert (record.path, record.bytes) == (f"dataset {hub}:train", 0)
+    assert len(record.sha256) == 64
+    other = {"dataset": {"name": hub, "split": "test"}}
+    again = build(other, repeat={}, prefix=tmp_path / "1000" / "d")
+    assert "sources[0].dataset.split train -> test" in again.status().reason
+
+
+@pytest.mark.parametrize(
+    ("dataset", "keys", "message"),
+    [
+        ({"split": "absent"}, {}, "cannot be read: ValueError: Bad split: absent"),
+        ({"subset": "absent"}, {}, "cannot be read: ValueError: BuilderConfig 'absent' not found"),
+        ({}, {"field": "body"}, "no column 'body'"),
+    ],
+)
+def test_what_is_wrong_with_a_dataset_is_said(hub, dataset, keys, message):
+    with pytest.raises(DataError, match=message) as caught:
+        read(dataset={"name": hub, **dataset}, **keys)
+    assert caught.value.where.startswith(f"dataset {hub}")
+    assert caught.value.hint
+
+
+def test_an_unknown_dataset(hub):
+    with pytest.raises(DataError, match="cannot be read"):
+        read(dataset=f"{hub}-absent")
+
+
+@pytest.mark.parametrize("name", ["datasets", "pyarrow"])
+def test_a_package_that_is_not_there(hub, monkeypatch, name):
+    source = {"dataset": hub} if name == "datasets" else {"path": f"{hub}/*.parquet"}
+    for module in [name, "pyarrow.parquet"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SetupError, match=f"the package '{name}") as caught:
+        read(**source)
+    assert caught.value.hint.startswith(f"pip install {name}")
+
+
+# Remote paths
+
+
+@pytest.fixture
+def memory():
+    system = fsspec.filesystem("memory")
+    yield system
+    system.store.clear()
+
+
+LINES = b"".join(b'{"text": "line %d"}\n' % i for i in range(50))
+TEXTS = [f"line {i}" for i in range(50)]
+
+
+@pytest.mark.parametrize("chunk_bytes", [100, 1 << 20])
+def test_remote_paths(build, memory, tmp_path, chunk_bytes):
+    memory.pipe("/d/a-2.jsonl", LINES)
+    memory.pipe("/d/a-10.jsonl.gz", gzip.compress(LINES))
+    memory.pipe("/d/notes.md", b"no")
+    memory.pipe("/d/c.txt", b"one--two")
+    prefix = tmp_path / "out" / "data"
+    for path, count in (
+        ("memory://d/a-2.jsonl", 1),
+        ("memory://d/*.jsonl*", 2),
+        ("memory://d", 2),
+    ):
+        made = build(path, chunk_bytes=chunk_bytes)
+        made.run()
+        assert written(prefix) == TEXTS * count
+        assert made.status().up_to_date
+    names = [record.path for record in read_manifest(prefix).inputs]
+    assert names == ["memory:///d/a-2.jsonl", "memory:///d/a-10.jsonl.gz"]
+    build({"path": "memory://d/c.txt", "separator": "--"}).run()
+    assert written(prefix) == ["one", "two"]
+    build({"path": "memory://d/c.txt", "format": "text"}).run()
+    assert written(prefix) == ["one--two"]
+
+
+def test_a_remote_table(memory):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(ROWS), sink, row_group_size=10)
+    memory.pipe("/t.parquet", sink.getvalue().to_pybytes())
+    assert read(500, path="memory://t.parquet")[0] == [row["text"] for row in ROWS]
+
+
+def test_a_remote_file_that_changes(build, memory):
+    memory.pipe("/a.jsonl", LINES)
+
+    def change(_):
+        memory.pipe("/a.jsonl", LINES.replace(b"line", b"LINE"))
+
+    with pytest.raises(DataError, match="changed while it was read"):
+        build("memory://a.jsonl").run(progress=change)
+    build("memory://a.jsonl").run()
+    memory.pipe("/a.jsonl", LINES)
+    assert build("memory://a.jsonl").status().reason == "input memory://a.jsonl changed"
+
+
+def test_what_is_wrong_with_a_remote_path_is_said(build, memory, monkeypatch):
+    with pytest.raises(DataError, match="no file matches") as caught:
+        build("memory://none.jsonl").describe()
+    assert caught.value.where == "memory://none.jsonl"
+    with pytest.raises(RecipeError, match="no such protocol: nope://"):
+        build("nope://x/a.jsonl").describe()
+    memory.pipe("/a.jsonl.gz", gzip.compress(LINES)[:-5])
+    with pytest.raises(DataError, match="damaged or cut off"):
+        build("memory://a.jsonl.gz").run()
+    memory.pipe("/bad.jsonl", b"bad\n")
+    with pytest.raises(DataError, match="broken JSON") as caught:
+        build("memory://bad.jsonl").run()
+    assert caught.value.where == "memory://bad.jsonl:1"
+
+    def fail(*_, **__):
+        raise PermissionError("forbidden")
+
+    monkeypatch.setattr(type(memory), "info", fail)
+    with pytest.raises(DataError, match="cannot be read: forbidden"):
+        build("memory://bad.jsonl").describe()
+
+
+@pytest.mark.parametrize(
+    ("path", "module", "package"),
+    [
+        ("s3://bucket/a.jsonl", "s3fs", "s3fs"),
+        ("gs://bucket/*.parquet", "gcsfs", "gcsfs"),
+        ("https://host/a.jsonl", "aiohttp", "aiohttp"),
+    ],
+)
+def test_a_protocol_whose_package_is_missing(tmp_path, path, module, package):
+    code = f"""
+import sys
+sys.modules[{module!r}] = None
+from rwkvkit.data.inputs import find_files
+from rwkvkit.data.sources import Source
+from rwkvkit.errors import SetupError
+try:
+    find_files([Source(path={path!r})])
+except SetupError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"{path}: the package {package} is needed" in done.stdout, done.stderr
+    assert f"pip install {package}" in done.stdout
