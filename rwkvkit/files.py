@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rwkvkit.errors import DataError
+from rwkvkit.errors import DataError, SetupError
 
 
 @contextlib.contextmanager
@@ -54,6 +54,23 @@ def locked(folder: Path) -> Iterator[bool]:
         yield free
     finally:
         os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be written into a folder, which need not be there yet.
+
+    Raises:
+        SetupError: they cannot.
+    """
+    path = folder.absolute()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    raise SetupError(
+        f"{there} cannot be written to" if there.is_dir() else f"{there} is a file, not a folder",
+        where=str(folder),
+        hint="give another folder, or mend that one",
+    )
 
 
 def cache_folder() -> Path | None:

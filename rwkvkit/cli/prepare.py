@@ -151,7 +151,7 @@ def _run_shard(
         if status.up_to_date
         else build.run_shard(shard, workers=workers, progress=_progress(console))
     )
-    console.result(f"shard {shard}: {parts:,} parts")
+    console.result(f"shard {shard}: {parts:,} part{'s' * (parts != 1)}")
     console.result(f"next: when all {shard.count} are done, rwkvkit prepare {recipe_name} --merge")
     console.finish(
         {

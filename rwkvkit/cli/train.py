@@ -142,7 +142,8 @@ def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
     recipe, end = run.recipe, run.finished()
     facts |= {"final": str(run.files.final)} | end
     console.result(
-        f"trained {end['step']:,} steps, {end['tokens']:,} tokens: loss {end['loss']:.4f}"
+        f"trained {end['step']:,} step{'s' * (end['step'] != 1)}, {end['tokens']:,} tokens: "
+        f"loss {end['loss']:.4f}"
     )
     console.result(f"weights {run.files.final}, loss curve {run.files.loss_curve}")
     generate = f"rwkvkit generate {run.files.final}"

@@ -99,7 +99,7 @@ def choose_placement(
     else:
         place = torch.device("cpu")
         threads = torch.get_num_threads()
-        device_reason = f"device cpu, {threads} threads: " + (
+        device_reason = f"device cpu, {threads} thread{'s' * (threads != 1)}: " + (
             "the recipe says so" if device == "cpu" else "torch sees no GPU"
         )
     if precision == "fp16" and place.type == "cpu":

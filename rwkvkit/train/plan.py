@@ -97,6 +97,7 @@ def plan_training(
         + f": {tokens_per_step:,.0f} tokens",
         *samples.lines,
         f"{schedule.steps:,} steps: {end}",
-        f"a checkpoint every {save_every} steps: {save_reason}; the newest {config.keep} stay",
+        f"a checkpoint every {f'{save_every:,} steps' if save_every != 1 else 'step'}: "
+        f"{save_reason}; the newest {config.keep} stay",
     )
     return TrainPlan(config, batch, placement, schedule, save_every, lines, backend)

@@ -76,6 +76,7 @@ class Run:
             RecipeError: the recipe lacks a section, asks for what cannot be, or its folder holds
                 another run.
             DataError: a dataset or checkpoint that the recipe names is missing or damaged.
+            SetupError: the run's folder cannot be written.
         """
         if recipe.train is None:
             raise RecipeError(
@@ -83,6 +84,7 @@ class Run:
                 where=recipe.name,
                 hint="rwkvkit recipes show quickstart prints one",
             )
+        files.check_writable(recipe.folder)
         run = cls(recipe, InitialWeights.of(recipe), recipe.train, processes)
         run.weights.check()
         if run.needs_base and not run.weights.spec.weights:

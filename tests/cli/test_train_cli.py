@@ -201,6 +201,16 @@ def test_weights_that_are_not_finite_are_never_an_end(folder, run) -> None:
     assert not (folder / "out/tiny/rwkv-final.pth").exists()
 
 
+@pytest.mark.parametrize("run_dir", ["text.jsonl", "text.jsonl/run"])
+def test_a_folder_that_cannot_be_is_found_before_any_work(folder, run, run_dir: str) -> None:
+    before = files_in(folder)
+    outcome = run("train", "r.yaml", "--set", f"run_dir={run_dir}")
+    assert outcome.code == 5
+    assert f"{folder / 'text.jsonl'} is a file, not a folder" in outcome.err
+    assert "hint: give another folder" in outcome.err
+    assert files_in(folder) == before
+
+
 def test_steps_that_changed_nothing_are_told_at_the_end(folder, run) -> None:
     far = ["train.lr_init=1e30", "train.warmup_steps=0", "train.total_steps=3"]
     settings = [f"--set={each}" for each in far] + ["--set=sample={prompt: a, max_tokens: 1}"]
