@@ -133,13 +133,13 @@ class Remote:
             return self._error
         if self._cut_off:
             return LostProcess("the launcher has closed the connection", where=self._host)
-        said = f": {self._words[-1]}" if self._words else ""
         if self.answered:
             return SetupError(
-                f"the connection was lost{said}",
+                "the connection was lost",
                 where=self._host,
                 hint="the same command resumes from the last checkpoint",
             )
+        said = f": {self._words[-1]}" if self._words else ""
         if self.code == _CONNECTION_FAILED:
             return SetupError(
                 f"ssh cannot reach it{said}",

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from test_processes import STEPS, assert_gone, children, losses, rows, wait_for_step
+from test_launcher import RANK, pid_of
+from test_processes import STEPS, assert_gone, children, losses, rows, running, wait_for_step
 
 from rwkvkit.errors import DataError, FailedElsewhere, LostProcess, SetupError, UsageError
 from rwkvkit.workflow.hostfile import Host, read_hostfile
@@ -111,6 +113,37 @@ def test_two_hosts_train_as_one_and_end_as_one(folder, hosts, run, start) -> Non
     assert process.returncode == 0, err
     assert json.loads(out)["step"] == STEPS
     assert losses(cut) == pytest.approx(losses(folder / "whole"), abs=1e-5)
+
+
+NODE = """
+import sys
+from rwkvkit.cli import node
+
+sys.executable = "./rank"
+node.SILENCE_SECONDS = 2.0
+node.main()
+"""
+
+
+def test_a_host_that_hears_nothing_more_ends_its_processes(tmp_path: Path) -> None:
+    (tmp_path / "rank").write_text(RANK)
+    (tmp_path / "rank").chmod(0o755)
+    node = subprocess.Popen([sys.executable, "-c", NODE], cwd=tmp_path, stdin=subprocess.PIPE)
+    order = {"launch": {"processes": 1}, "arguments": [], "environment": {}}
+    node.stdin.write(json.dumps(order).encode() + b"\n")
+    begun, last = time.monotonic(), 0.0
+    while not pid_of(tmp_path, 0) or time.monotonic() - begun < 3:  # it lives while it hears
+        if time.monotonic() - last > 0.2:
+            last = time.monotonic()
+            node.stdin.write(b"\n")
+            node.stdin.flush()
+        assert node.poll() is None
+        assert time.monotonic() - begun < 60
+        time.sleep(0.01)
+    assert running(pid_of(tmp_path, 0))
+    assert node.wait(timeout=60) == 5  # and not without
+    assert_gone([pid_of(tmp_path, 0)])
+    node.stdin.close()
 
 
 @pytest.mark.parametrize(
