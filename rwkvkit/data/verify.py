@@ -7,6 +7,7 @@ import numpy as np
 
 from rwkvkit import files
 from rwkvkit.data.binidx import Binidx, bin_path, open_binidx
+from rwkvkit.data.finish import VALIDATION
 from rwkvkit.data.manifest import Counts, Manifest, manifest_path, read_manifest
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.text import Tokenizer, load_tokenizer
@@ -34,10 +35,13 @@ def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Itera
     path = bin_path(prefix).with_suffix("")
     manifest = read_manifest(path)
     if manifest is None:
+        trained = path.with_name(path.name.removesuffix(VALIDATION))
         raise DataError(
             "there is no manifest to go by",
             where=str(manifest_path(path)),
-            hint="rwkvkit inspect checks a dataset that has none",
+            hint=f"it is part of another dataset: rwkvkit verify {trained} checks both"
+            if trained != path and manifest_path(trained).exists()
+            else "rwkvkit inspect checks a dataset that has none",
         )
     for output in manifest.outputs:
         _check_file(path.with_name(output.path), output.bytes, output.sha256)

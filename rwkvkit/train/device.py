@@ -100,7 +100,7 @@ def choose_placement(
         place = torch.device("cpu")
         threads = torch.get_num_threads()
         device_reason = f"device cpu, {threads} thread{'s' * (threads != 1)}: " + (
-            "the recipe says so" if device == "cpu" else "torch sees no GPU"
+            "as asked" if device == "cpu" else "torch sees no GPU"
         )
     if precision == "fp16" and place.type == "cpu":
         raise RecipeError(
@@ -110,7 +110,7 @@ def choose_placement(
         )
     native_bf16 = place.type == "cuda" and torch.cuda.get_device_capability(place) >= (8, 0)
     if precision != "auto":
-        dtype, why = _DTYPES[precision], "the recipe says so"
+        dtype, why = _DTYPES[precision], "as asked"
     elif begun_in:
         dtype, why = getattr(torch, begun_in), "as the run began"
     elif native_bf16:

@@ -16,7 +16,7 @@ from rwkvkit.train.sampling import Order, SamplingConfig
 def choose_order(config: SamplingConfig, data: Binidx) -> tuple[Order, str]:
     """Resolve ``auto``; return the order and the reason."""
     if config.order != "auto":
-        return config.order, "the recipe says so"
+        return config.order, "as asked"
     if data.has_mask:
         return "packed", "the dataset has a loss mask"
     return "cubic", "the dataset has no loss mask"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rwkvkit.data.binidx import Binidx, idx_path, open_binidx
+from rwkvkit.data.finish import VALIDATION
 from rwkvkit.data.stages import Split
 from rwkvkit.errors import RecipeError
 from rwkvkit.model.config import ModelConfig
@@ -21,8 +22,6 @@ from rwkvkit.train.orders import choose_order, validation_samples
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.previews import Previews
 from rwkvkit.workflow.prompts import encode_prompts, recipe_tokenizer
-
-VALIDATION = "-val"
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,8 @@ class Evaluations:
             return "no held-out data: a `split` stage or train.evaluate.data gives some"
         config = self._config
         count = min(config.max_samples, len(samples.rows))
-        text = f"val_loss every {config.every or plan.save_every:,} steps on {count:,}"
+        every = config.every or plan.save_every
+        text = f"val_loss every {f'{every:,} steps' if every != 1 else 'step'} on {count:,}"
         text += f" of {len(samples.rows):,} samples of {self._prefix}"
         if config.patience:
             text += f"; the run ends after {config.patience} without a smaller one"

@@ -29,7 +29,7 @@ def test_an_order_trains_and_resumes_exactly(folder, run, order, said) -> None:
     settings = [word for value in order for word in ("--set", f"train.sampling.{value}")]
     done = run("train", "r.yaml", *settings)
     assert done.code == 0, done.err
-    assert f"order {order[0].removeprefix('order=')}: the recipe says so" in done.err
+    assert f"order {order[0].removeprefix('order=')}: as asked" in done.err
     assert said in done.err
     whole = rows(folder)
     final = torch.load(folder / "out/tiny/rwkv-final.pth", weights_only=True)

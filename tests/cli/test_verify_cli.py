@@ -28,6 +28,9 @@ def test_a_good_dataset(folder: Path, run) -> None:
         assert "ok: 4 files agree with the manifest" in outcome.out
         assert "ok: data-val: the index agrees with the data" in outcome.out
         assert "sample documents are text" in outcome.out
+    part = run("verify", f"{DATA}-val", "--vocab", "bytes.txt")
+    assert part.code == 4
+    assert f"hint: it is part of another dataset: rwkvkit verify {DATA} checks both" in part.err
     facts = run("verify", DATA, "--vocab", "bytes.txt", "--json").facts
     assert len(facts["verified"]) == 7
     other = run("verify", DATA)
