@@ -72,7 +72,7 @@ def main() -> None:
         print(f"base: {json.dumps(results['base'])}")
         for method in arguments.methods:
             recipe, overrides = METHODS[method]
-            seconds = _train(recipe, [*tuned, *overrides])
+            seconds = _train(recipe, [*tuned, *overrides, *arguments.tune_set])
             result = Path("out", method, RESULTS.get(method, "rwkv-adapter"))
             model = load_model(result) if method == "full" else load_model(base, adapter=result)
             found = {
@@ -191,6 +191,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--base-documents", type=int, default=19_200)
     parser.add_argument("--documents", type=int, default=4_000, help="to fine-tune on")
     parser.add_argument("--base-set", nargs="*", default=[], help="overrides of the base's recipe")
+    parser.add_argument("--tune-set", nargs="*", default=[], help="overrides of the others")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=lambda text: Path(text).absolute())
     return parser.parse_args()
