@@ -1,6 +1,7 @@
 """``rwkvkit generate``: continue a prompt."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,8 +77,9 @@ def generate(
         top_p=top_p,
         seed=seed,
     )
+    first = next(text, "")  # before the prompt is shown: drawing it may fail
     console.echo(prompt)
-    pieces = [console.echo(piece) for piece in text]
+    pieces = [console.echo(piece) for piece in chain([first], text)]
     console.result("")
     console.finish({"prompt": prompt, "text": "".join(pieces)})
 

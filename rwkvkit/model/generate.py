@@ -90,6 +90,12 @@ def _check(model: RWKV, prompt_ids: Sequence[int], temperature: float, top_p: fl
             hint="the model was made for another vocabulary",
         )
     if not 0 <= temperature < math.inf:
-        raise UsageError(f"temperature {temperature} is not in [0, inf)", where="temperature")
+        raise UsageError(
+            f"{temperature} is not in [0, inf)",
+            where="temperature",
+            hint="0 always takes the likeliest token, 1 draws as the model says",
+        )
     if not 0 < top_p <= 1:
-        raise UsageError(f"top_p {top_p} is not in (0, 1]", where="top_p")
+        raise UsageError(
+            f"{top_p} is not in (0, 1]", where="top_p", hint="1 draws from all tokens, 0.7 is usual"
+        )

@@ -154,7 +154,9 @@ class Run:
         status = build.status()
         if not status.up_to_date:
             check_tokenizer(self.recipe, self.model_config.vocab_size)
-        if self.files.started and not status.up_to_date and read_manifest(build.prefix):
+        made = read_manifest(build.prefix) if self.files.started and not status.up_to_date else None
+        # Where only the output was lost or damaged, the same bytes are made again.
+        if made and made.fingerprint != build.fingerprint():
             raise RecipeError(
                 f"the run has started on a dataset that would be replaced ({status.reason})",
                 where=str(build.prefix),

@@ -61,6 +61,11 @@ def test_generate_repeats_itself_for_a_seed(checkpoint: Path, run) -> None:
         (["generate", "{checkpoint}", "--prompt", ""], 2, "the prompt is empty"),
         (["generate", "{checkpoint}"], 2, "Missing option '--prompt'"),
         (["generate", "{checkpoint}", "--prompt", "x", "--top-p", "0"], 2, "--top-p"),
+        (
+            ["generate", "{checkpoint}", "--prompt", "x", "--temperature", "nan"],
+            2,
+            "not in [0, inf)",
+        ),
         (["inspect", "absent"], 4, "absent: no such file"),
         (["inspect", "r.yaml"], 4, "r.yaml: not a readable checkpoint"),
         (["recipes", "show", "quickstrat"], 3, "did you mean 'quickstart'?"),
@@ -83,6 +88,7 @@ def test_wrong_use(
     assert outcome.code == code
     assert message in outcome.err
     assert "hint:" in outcome.err
+    assert not outcome.out
     assert files_in(folder) == before
 
 

@@ -245,6 +245,18 @@ def test_the_data_of_a_started_run_is_never_replaced(folder, run) -> None:
     assert (folder / "out/tiny/data.bin").read_bytes() == before
 
 
+def test_the_data_of_a_started_run_is_made_again_where_it_was_lost(folder, run) -> None:
+    assert run("train", "r.yaml").code == 0
+    data = folder / "out/tiny/data.bin"
+    before = data.read_bytes()
+    data.unlink()
+    outcome = run("train", "r.yaml")
+    assert outcome.code == 0
+    assert "output out/tiny/data.bin is gone: building" in outcome.err
+    assert "up to date: all 12 steps are done" in outcome.err
+    assert data.read_bytes() == before
+
+
 def test_the_weights_of_a_started_run_are_never_replaced(folder, run) -> None:
     assert run("train", "r.yaml").code == 0
     path = folder / "out/tiny/rwkv-init.pth"

@@ -79,8 +79,8 @@ def test_streams_and_puts_the_model_back_into_training_mode():
         ([], {}, r"\[0\] starts a new document"),
         ([50], {}, "made for another vocabulary"),
         ([-1], {}, "made for another vocabulary"),
-        (PROMPT, {"temperature": -1}, "temperature -1 is not in"),
-        (PROMPT, {"top_p": 0}, "top_p 0 is not in"),
+        (PROMPT, {"temperature": -1}, "-1 is not in"),
+        (PROMPT, {"top_p": 0}, "0 is not in"),
     ],
 )
 def test_what_cannot_be_generated(prompt, settings, hint):
