@@ -47,7 +47,7 @@ class Scan:
         self._complete = self._text[: data.rfind(b"\n") + 1]
         self._field = np.frombuffer(field.encode(), np.uint8)
         self._out = np.empty(len(data) + 1, np.uint8)
-        most = data.count(b"\n") + 1
+        most = len(data) // len(b'{"":""}\n' + field.encode()) + 1  # the last has no newline
         self._stops = np.empty(most, np.int64)
         self._offsets = np.empty(most, np.int64)
         self.at = self._written = self.n_documents = self.n_lines = 0

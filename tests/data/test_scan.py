@@ -170,6 +170,17 @@ def test_odd_lines_are_put_in_their_place():
     assert (scan.n_lines, scan.n_documents, scan.at) == (6, 4, len(data))
 
 
+def test_as_many_documents_as_lines_can_hold():
+    for last in (b"", b"\n"):
+        data = b"\n".join([b'{"":""}'] * 5) + last
+        scan = Scan(data, "")
+        scan.run()
+        if not last:
+            scan.skip(len(data) - scan.at, b"")
+        assert (scan.n_documents, scan.at) == (5, len(data))
+        assert len(scan._stops) <= 6
+
+
 def test_texts_in_one_buffer_are_a_sequence():
     joined = np.frombuffer(b"one\xff\xfftwo\xff", np.uint8)
     texts = JoinedTexts(joined, np.array([4, 5, 9]))
