@@ -93,7 +93,7 @@ def head_loss(
         weights = torch.ones(targets.shape, dtype=_wide(hidden), device=hidden.device)
     else:
         weights = mask.to(_wide(hidden)).reshape(-1)
-        kept = None if _recorded(weights) else weights.nonzero().squeeze(1)
+        kept = None if _recorded() else weights.nonzero().squeeze(1)
         if kept is not None and len(kept) < len(weights):
             hidden, targets, weights = (x.index_select(0, kept) for x in (hidden, targets, weights))
     # Inside, tokens weigh what the mask says, and the mean comes last: in float16 the gradient of
@@ -150,8 +150,9 @@ def _check(name: str, inputs: Tensor, targets: Tensor, mask: Tensor | None, func
             )
 
 
-def _recorded(tensor: Tensor) -> bool:
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+def _recorded() -> bool:
+    """Whether a CUDA graph is being recorded: nothing may depend on values then."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
