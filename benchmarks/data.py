@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -31,6 +32,7 @@ _BOTH = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 SUFFIXES = {".py", ".pyi", ".md", ".rst", ".txt", ".h", ".hpp", ".cuh", ".html", ".js", ".json"}
 
+_PLAIN = "plain loop"
 _PLAIN_BYTES = 200 * 10**6  # what the plain loop gets of a large corpus: it holds lists of numbers
 
 _IDEOGRAPHS = {letter: 0x4E00 + 53 * letter for letter in range(ord("A"), ord("z") + 1)}
@@ -53,6 +55,7 @@ def main() -> None:
         help="workers x passes of each build (default: %(default)s)",
     )
     parser.add_argument("--memory", type=int, default=2048, help="MiB the builds may take")
+    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each, in turn")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()
@@ -63,12 +66,13 @@ def main() -> None:
             arguments.kind,
             arguments.memory << 20,
             [tuple(map(int, build.split("x"))) for build in arguments.builds],
+            arguments.rounds,
         )
     report.save(results, arguments.out)
 
 
 def measure(
-    folder: Path, limit: int, kind: str, memory: int, builds: list[tuple[int, int]]
+    folder: Path, limit: int, kind: str, memory: int, builds: list[tuple[int, int]], rounds: int
 ) -> dict[str, Any]:
     """Make the corpus in ``folder`` and run every measurement on it."""
     results = report.header("numpy", "numba", "orjson", "pyrwkv-tokenizer")
@@ -85,43 +89,56 @@ def measure(
     results["encoder_mb_per_s"] = rate
     print(f"encoder alone, one core: {rate:.0f} MB/s of text")
 
-    timings: dict[str, dict[str, float]] = {}
-    results["end_to_end"] = timings
-    parts: list[tuple[str, Callable[..., tuple[float, float, int]], tuple[Any, ...]]] = [
-        ("plain loop", plain_loop, ()),
-    ]
+    subjects: dict[str, tuple[Any, ...]] = {_PLAIN: (plain_loop, str(corpus), str(folder / "out"))}
     for workers, passes in builds:
-        parts.append((_name(workers, passes), build, (workers, passes, memory)))
-    for name, function, arguments in parts:
-        call = function, str(corpus), str(folder / "out"), *arguments
-        seconds, cpu, read = isolated(*call)
-        peak = peak_memory(*call)
-        mb_per_s = read / 1e6 / seconds
-        timings[name] = {
-            "bytes": read,
-            "seconds": seconds,
-            "cpu_seconds": cpu,
-            "mb_per_s": mb_per_s,
-            "mb_per_cpu_s": read / 1e6 / cpu,
-            "peak_rss_mb": peak,
-            "load_average": os.getloadavg()[0],
-        }
-        plain = timings["plain loop"]
+        call = build, str(corpus), str(folder / "out"), workers, passes, memory
+        subjects[_name(workers, passes)] = call
+    timings = {name: timing(runs) for name, runs in in_turn(subjects, rounds)}
+    results["end_to_end"] = timings
+    for name, found in timings.items():
+        found["peak_rss_mb"] = peak_memory(*subjects[name])
+        for rate in ("mb_per_s", "mb_per_cpu_s"):
+            found[f"{rate}_over_plain"] = found[rate] / timings[_PLAIN][rate]
         print(
-            f"{name + ':':20} {seconds:6.2f} s {mb_per_s:6.0f} MB/s of jsonl, "
-            f"{mb_per_s / plain['mb_per_s']:5.1f} x the plain loop; "
-            f"{read / 1e6 / cpu:5.0f} MB per second of processor time, "
-            f"{plain['cpu_seconds'] / plain['bytes'] * read / cpu:5.1f} x; "
-            f"all processes {peak:.0f} MB at most; load {os.getloadavg()[0]:.1f}"
+            f"{name + ':':20} {found['mb_per_s']:6.0f} MB/s of jsonl, "
+            f"{found['mb_per_s_over_plain']:5.1f} x the plain loop; "
+            f"{found['mb_per_cpu_s']:5.0f} MB per second of processor time, "
+            f"{found['mb_per_cpu_s_over_plain']:5.1f} x; "
+            f"all processes {found['peak_rss_mb']:.0f} MB at most; "
+            f"between {min(found['each_mb_per_s']):.0f} and {max(found['each_mb_per_s']):.0f} MB/s"
         )
     results["passes_over_one"] = {}
     for workers, passes in builds:
         if passes > 1 and (workers, 1) in builds:
             name, once = _name(workers, passes), _name(workers, 1)
-            ratio = timings[name]["seconds"] / timings[once]["seconds"]
+            ratio = timings[once]["mb_per_s"] / timings[name]["mb_per_s"]
             results["passes_over_one"][name] = ratio
             print(f"{name}: {ratio:.2f} times as long as one pass")
     return results
+
+
+def in_turn(
+    subjects: dict[str, tuple[Any, ...]], rounds: int
+) -> Iterator[tuple[str, list[tuple[float, float, int]]]]:
+    """Run the subjects one after another, so often; yield each with all its runs.
+
+    A machine's slow minutes then touch all of them.
+    """
+    runs: dict[str, list[tuple[float, float, int]]] = {name: [] for name in subjects}
+    for _ in range(rounds):
+        for name, call in subjects.items():
+            runs[name].append(isolated(*call))
+    yield from runs.items()
+
+
+def timing(runs: list[tuple[float, float, int]]) -> dict[str, Any]:
+    """Return the medians of a subject's runs, and the rate of each."""
+    return {
+        "bytes": runs[0][2],
+        "mb_per_s": statistics.median(read / 1e6 / seconds for seconds, _, read in runs),
+        "mb_per_cpu_s": statistics.median(read / 1e6 / cpu for _, cpu, read in runs),
+        "each_mb_per_s": [read / 1e6 / seconds for seconds, _, read in runs],
+    }
 
 
 def _name(workers: int, passes: int) -> str:

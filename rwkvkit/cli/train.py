@@ -214,7 +214,7 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
             steps.append(("train", run.status(data, plan)))
     else:
         console.result("train: order and steps follow when the dataset is there")
-    forecast = run.forecast(plan)
+    forecast = run.choices.forecast(plan)
     for line in (*plan_lines, *forecast.lines):
         console.result(f"train: {line}")
     for name, status in steps:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any, cast
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -14,34 +14,27 @@ from rwkvkit.data.binidx import Binidx, open_binidx
 from rwkvkit.data.build import Build, Status
 from rwkvkit.data.manifest import read_manifest
 from rwkvkit.errors import RecipeError, SetupError
-from rwkvkit.model.checkpoint import build_model, read_checkpoint
 from rwkvkit.model.config import ModelConfig, reasons
 from rwkvkit.model.flops import train_flops
-from rwkvkit.ops.inputs import Choice, Impl
 from rwkvkit.recipe.dataset import dataset_prefix, make_build
 from rwkvkit.recipe.schema import Recipe
-from rwkvkit.train.adapt import apply_tuning, check_tuning, rate_hint, result_name
-from rwkvkit.train.backend import choose_backend
+from rwkvkit.train.adapt import check_tuning, result_name
 from rwkvkit.train.batch import Sampler
-from rwkvkit.train.compile import choose_compile
 from rwkvkit.train.config import TrainConfig
-from rwkvkit.train.device import Placement, choose_placement, peak_flops
-from rwkvkit.train.engine import Engine, TorchEngine
-from rwkvkit.train.estimate import Setup
-from rwkvkit.train.graphs import Graphs, choose_graphs
+from rwkvkit.train.device import peak_flops
 from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.loop import RunFiles, train
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.observe import END_EARLY, Sink
-from rwkvkit.train.operator import choose_elementwise, choose_loss, choose_wkv
 from rwkvkit.train.orders import make_samples
-from rwkvkit.train.plan import TrainPlan, plan_training
+from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.record import check_record, read_record, write_record
-from rwkvkit.train.recorder import record_passes
 from rwkvkit.train.tokens import check_tokens
 from rwkvkit.train.trackers import choose_trackers
+from rwkvkit.workflow.choices import Choices
+from rwkvkit.workflow.engine import make_engine
 from rwkvkit.workflow.evaluation import Evaluations
-from rwkvkit.workflow.forecast import Forecast, change_to_fit, forecast, setup_of
+from rwkvkit.workflow.forecast import change_to_fit
 from rwkvkit.workflow.identity import data_record, recipe_record
 from rwkvkit.workflow.prompts import check_tokenizer, encode_prompts
 from rwkvkit.workflow.sinks import open_sinks
@@ -97,11 +90,7 @@ class Run:
         run.evaluations.check()
         if recipe.sample:
             encode_prompts(recipe, [recipe.sample.prompt], run.model_config, "sample.prompt")
-        placement = choose_placement(run.settings.device, run.settings.precision)
-        choose_backend(run.settings, placement, processes)
-        run._wkv(placement)
-        if run.settings.cuda_graphs is True:
-            run._graphs(placement, compiled=False)
+        run.choices.check()
         choose_trackers(run.settings.trackers)
         if recipe.prepare is None:
             run.data()
@@ -195,79 +184,15 @@ class Run:
             seed=self.recipe.seed,
         )
 
+    @property
+    def choices(self) -> Choices:
+        """What is chosen for the run."""
+        return Choices(self.settings, self.model_config, self.recipe.ctx_len, self.processes)
+
     def plan(self, samples: Sampler, local_rank: int = 0) -> TrainPlan:
         """Make the run's choices for its samples; see ``plan_training``."""
         begun = read_record(self.recipe.folder).get("dtype") if self.files.started else None
-        plan = plan_training(
-            self.settings,
-            samples,
-            begun_in=begun,
-            processes=self.processes,
-            local_rank=local_rank,
-        )
-        tokens = samples.tokens(plan.schedule.steps * plan.global_batch)
-        elementwise = self._elementwise(plan.placement)
-        compiled = choose_compile(
-            self.settings.compile,
-            plan.placement.device,
-            self.model_config,
-            tokens,
-            fused=elementwise.impl == "fused",
-            zero=plan.backend.zero,
-        )
-        graphs = self._graphs(plan.placement, compiled=compiled.on)
-        tuning = check_tuning(self.settings.tuning, self.model_config)
-        wkv = self._wkv(plan.placement)
-        lines = (
-            *plan.lines,
-            wkv.reason,
-            elementwise.reason,
-            choose_loss(wkv, plan.placement).reason,
-            compiled.reason,
-            graphs.reason,
-            *tuning,
-            *rate_hint(self.settings),
-        )
-        return replace(plan, compile=compiled.on, graphs=graphs, lines=lines)
-
-    def _wkv(self, placement: Placement) -> Choice:
-        return choose_wkv(self.settings.wkv, placement, self.model_config, self.recipe.ctx_len)
-
-    def _elementwise(self, placement: Placement) -> Choice:
-        return choose_elementwise(self.settings.elementwise, placement, self.model_config)
-
-    def _graphs(self, placement: Placement, *, compiled: bool) -> Graphs:
-        backend = choose_backend(self.settings, placement, self.processes)
-        return choose_graphs(
-            self.settings,
-            self._setup(placement),
-            placement.device,
-            engine=backend.engine,
-            compiled=compiled,
-        )
-
-    def _impl(self, placement: Placement) -> Impl:
-        """Decide before torch.compile sees the model; on a CPU each call decides for itself."""
-        on_gpu = placement.device.type == "cuda"
-        return cast("Impl", self._wkv(placement).impl) if on_gpu else self.settings.wkv
-
-    def forecast(self, plan: TrainPlan | None = None) -> Forecast:
-        """Estimate memory and speed, before or after the choices that need the dataset."""
-        settings = self.settings
-        place = plan.placement if plan else choose_placement(settings.device, settings.precision)
-        return forecast(
-            self._setup(place),
-            place.device,
-            compiled=bool(plan and plan.compile),
-            recorded=bool(plan and plan.graphs.on),
-        )
-
-    def _setup(self, placement: Placement) -> Setup:
-        setup = setup_of(self.settings, self.model_config, self.recipe.ctx_len, placement)
-        backend = choose_backend(self.settings, placement, self.processes)
-        return replace(
-            setup, zero=backend.zero, world=self.processes, offload=self.settings.offload
-        )
+        return self.choices.plan(samples, begun, local_rank)
 
     def status(self, data: Binidx, plan: TrainPlan) -> Status:
         """Say whether training is complete.
@@ -333,7 +258,14 @@ class Run:
                     own = held.enter_context(sinks_of_run)
             torch.manual_seed(self.recipe.seed + group.rank)
             train(
-                self._engine(plan, record["weights"], group, report),
+                make_engine(
+                    self.choices,
+                    plan,
+                    (self.weights.path, record["weights"]),
+                    seed=self.recipe.seed,
+                    group=group,
+                    report=report,
+                ),
                 samples,
                 plan,
                 self.files,
@@ -366,7 +298,7 @@ class Run:
             raise SetupError(
                 f"out of memory: {str(error).splitlines()[0]}",
                 where="train",
-                hint=change_to_fit(self._setup(plan.placement), plan.placement.device),
+                hint=change_to_fit(self.choices.setup(plan.placement), plan.placement.device),
             ) from error
 
     def _utilisation(self, plan: TrainPlan) -> float | None:
@@ -386,53 +318,6 @@ class Run:
                     hint="wait for it, or give this run another name or run_dir",
                 )
             yield
-
-    def _engine(
-        self, plan: TrainPlan, sha256: str, group: Group, report: Callable[[str], None]
-    ) -> Engine:
-        sharded = plan.backend.zero == 3
-        # ZeRO-3 takes its part of weight after weight out of the file; adapters change weights.
-        mapped = sharded and not self.settings.tuning.is_adapter
-        model = build_model(
-            self.model_config,
-            read_checkpoint(self.weights.path),
-            grad_cp=self.settings.grad_cp,
-            impl=self._impl(plan.placement),
-            where=str(self.weights.path),
-            copy=not mapped,
-        )
-        base = {"path": str(self.weights.path), "sha256": sha256}
-        portion = apply_tuning(
-            model,
-            self.settings.tuning,
-            base,
-            # ZeRO-3 cuts the weights up on the host: as a whole they may not fit a GPU.
-            device=torch.device("cpu") if sharded else plan.placement.device,
-            dtype=plan.placement.dtype,
-            seed=self.recipe.seed,
-            convert=not mapped,
-        )
-        if self._elementwise(plan.placement).impl == "fused":
-            model.fuse_elementwise()
-        if plan.compile:
-            # Padded batches have up to 16 widths; a graph for each would be more than torch keeps.
-            model.compile_blocks(dynamic=self.settings.sampling.order == "padded")
-        dtype, device = plan.placement.dtype, plan.placement.device
-        if plan.backend.engine == "torch":
-            recording = partial(record_passes, device, report, demanded=plan.graphs.demanded)
-            return TorchEngine(
-                model.train(),
-                self.settings,
-                dtype,
-                portion,
-                group,
-                recording if plan.graphs.on else None,
-            )
-        from rwkvkit.train.deepspeed_engine import DeepSpeedEngine
-
-        return DeepSpeedEngine(
-            model.train(), self.settings, plan.backend, dtype, device, portion, group
-        )
 
     def _record(self, data: Binidx, plan: TrainPlan) -> dict[str, Any]:
         """Return all that decides the weights the run ends with."""
