@@ -10,6 +10,7 @@ from pathlib import Path
 from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.chunks import Chunk, count_lines, hash_file, line_range, opened, task_chunks
 from rwkvkit.data.documents import Reject
+from rwkvkit.data.heap import keep_freed_memory
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.parts import Part, PartWriter, find_part, read_record
 from rwkvkit.data.pool import ordered_map
@@ -142,6 +143,7 @@ def run_local(workers: int) -> Run:
 
 @contextmanager
 def _start(work: TaskWork, number: int) -> Iterator[TaskWork]:
+    keep_freed_memory()
     yield work
 
 
