@@ -203,7 +203,8 @@ class RepeatShuffle(Stage):
 
     def summary(self) -> str:
         """Say how many passes and in which order."""
-        order = "each in a fresh order" if self.shuffle else "in the order of the sources"
+        each = "each " if self.epochs > 1 else ""
+        order = f"{each}in a fresh order" if self.shuffle else "in the order of the sources"
         if self.shuffle == "reference":
             order = "shuffled as the reference does"
         return f"{self.epochs} {'pass' if self.epochs == 1 else 'passes'}, {order}"

@@ -177,6 +177,8 @@ def _reason(detail: ErrorDetails, schema: type[Config]) -> str:
         return str(detail["ctx"]["error"])
     if kind == "string_pattern_mismatch":
         return f"should match {detail['ctx']['pattern']}, not {value!r}"
+    if kind in ("tuple_type", "list_type"):
+        return f"should be a list, not {value!r}"
     if kind in ("model_type", "dict_type"):
         return f"should be a mapping of keys to values, not {value!r}"
     message = detail["msg"].removeprefix("Input ")

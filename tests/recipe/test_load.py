@@ -67,6 +67,7 @@ def test_a_good_one(recipe: Path) -> None:
         ("lr_init: 1e-5", "lr_init: no", "13:32", "valid number, not 'no'"),
         ("lr_final: 1e-5", "lr_finale: 1e-5", "13:38", "did you mean 'lr_final'?"),
         ("name: demo", "name: a/b", "1:7", "name: should match ^[A-Za-z0-9]"),
+        ("lr_final: 1e-5", "lr_final: 1e-5, trackers: wandb", "", "should be a list, not 'wandb'"),
         ("model:", "modle:", "12:1", "did you mean 'model'?"),
         ("  - encode: world", "  - encode: [1]", "8:", "prepare[1].encode"),
         ("  - plan", "  - 7", "11:5", "should be one stage"),
