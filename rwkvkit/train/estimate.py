@@ -123,11 +123,12 @@ class Memory:
         return f"{_size(self.total)} at most ({listed})"
 
 
-def estimate_memory(setup: Setup) -> Memory:
+def estimate_memory(setup: Setup, *, recorded: bool = False) -> Memory:
     """Estimate what a training step holds at its most on each device.
 
     Args:
         setup: the step.
+        recorded: whether passes are CUDA graphs: their gradients stay from step to step.
     """
     total = n_parameters(setup.model)
     trained = total if setup.trained is None else setup.trained
@@ -145,7 +146,7 @@ def estimate_memory(setup: Setup) -> Memory:
     gradients = trained * width / split[1] + sums
     activations = _activations(setup)
     held = gradients if not low else sums
-    peak = max(activations + (held if setup.accumulate > 1 else 0), gradients)
+    peak = max(activations + (held if setup.accumulate > 1 or recorded else 0), gradients)
     used = weights + masters + moments + peak
     reserve = _CONTEXT + _WASTE * used if setup.on_gpu else 0
     return Memory(weights, masters, moments, gradients, activations, reserve, used + reserve)

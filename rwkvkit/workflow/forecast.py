@@ -64,7 +64,7 @@ def forecast(
         compiled: whether the blocks are compiled.
         recorded: whether passes are CUDA graphs.
     """
-    memory = estimate_memory(setup)
+    memory = estimate_memory(setup, recorded=recorded)
     available, place = _available(device)
     lines = [f"memory, estimated: {memory}; {place} has {available / 1e9:.1f} GB"]
     if memory.total > available:

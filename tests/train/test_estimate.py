@@ -80,6 +80,21 @@ def test_what_a_whole_step_holds(dtype: torch.dtype) -> None:
     assert memory.total == pytest.approx(seen, rel=0.15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_step_holds_whose_gradients_stay(dtype: torch.dtype) -> None:
+    setup = setup_of("x070", (2, 256, 1, 128), dtype=dtype)
+    model, _ = real(replace(setup, dtype=torch.float32))
+    x = torch.randint(300, (1, 128))
+    config = TrainConfig(micro_bsz=1, lr_init=1e-3, lr_final=1e-3, device="cpu")
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    with Ledger() as measured:
+        engine = TorchEngine(model, config, dtype, recording=lambda run: run)
+        for _ in range(2):
+            engine.step(Batch(x, x), lr=1e-3, weight_decay=0.0)
+    seen = measured.peak + (weights if dtype == torch.float32 else 0)
+    assert estimate_memory(setup, recorded=True).total == pytest.approx(seen, rel=0.05)
+
+
 def test_footprints_are_exact_whatever_the_length() -> None:
     model = ModelConfig(arch="x060", n_layer=1, n_embd=64, vocab_size=99)
     far = block_footprint(model, torch.bfloat16, "chunked", 5, 4096)

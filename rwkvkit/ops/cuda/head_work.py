@@ -56,18 +56,8 @@ def prepare_keys(
 
 
 @prepare_keys.register_fake
-def _(
-    k: Tensor,
-    w: Tensor,
-    rate: Tensor,
-    w0: Tensor,
-    a0: Tensor,
-    k_k: Tensor,
-    k_a: Tensor,
-    heads: int,
-    size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    like = (k, heads, size)
+def _(k: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    like = (k, *others[-2:])
     return _by_head(*like), _by_head(*like), _by_head(*like), _by_head(*like)
 
 
@@ -121,20 +111,8 @@ def prepare_keys_backward(
 
 
 @prepare_keys_backward.register_fake
-def _(
-    k: Tensor,
-    w: Tensor,
-    rate: Tensor,
-    w0: Tensor,
-    a0: Tensor,
-    k_k: Tensor,
-    k_a: Tensor,
-    dlog_w: Tensor,
-    dwritten: Tensor,
-    da: Tensor,
-    db: Tensor,
-    want_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(k: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    want_weights = others[-1]
     sums = k.new_empty((4, k.shape[-1]) if want_weights else (0,))
     return torch.empty_like(k), torch.empty_like(k), torch.empty_like(k), sums
 
@@ -180,17 +158,7 @@ def norm_gate(
 
 
 @norm_gate.register_fake
-def _(
-    y: Tensor,
-    r: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    r_k: Tensor,
-    eps: float,
-) -> Tensor:
+def _(y: Tensor, r: Tensor, k: Tensor, v: Tensor, g: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(g)
 
 
@@ -242,18 +210,9 @@ def norm_gate_backward(
 
 @norm_gate_backward.register_fake
 def _(
-    grad: Tensor,
-    y: Tensor,
-    r: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    r_k: Tensor,
-    eps: float,
-    want_weights: bool,
+    grad: Tensor, y: Tensor, r: Tensor, k: Tensor, v: Tensor, g: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    want_weights = others[-1]
     sums = g.new_empty((3, g.shape[-1]) if want_weights else (0,))
     like = torch.empty_like
     return like(y), like(r), like(k), like(v), like(g), sums

@@ -119,16 +119,9 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    r: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_w: Tensor,
-    u: Tensor,
-    state: Tensor | None,
-    resets: Tensor | None,
-    precise: bool,
-    keep: bool,
+    r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    precise, keep = others[-2:]
     batch, _, heads, size = r.shape
     final = u.new_empty(batch, heads, size, size)
     return torch.empty_like(r), final, _checkpoints(r, precise, keep)
@@ -164,19 +157,9 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    r: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_w: Tensor,
-    u: Tensor,
-    state: Tensor | None,
-    resets: Tensor | None,
-    checkpoints: Tensor,
-    dy: Tensor,
-    dfinal: Tensor | None,
-    precise: bool,
-    want_state: bool,
+    r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    want_state = others[-1]
     batch, _, heads, size = r.shape
     square = (batch, heads, size, size) if want_state else (0,)
     like = (torch.empty_like(x) for x in (r, k, v, log_w, u))

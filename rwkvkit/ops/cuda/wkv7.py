@@ -70,19 +70,8 @@ def wkv7_forward(
 
 
 @wkv7_forward.register_fake
-def _(
-    r: Tensor,
-    log_w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    state: Tensor | None,
-    origin: Tensor | None,
-    resets: Tensor | None,
-    precise: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(r: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    precise, keep = others[-2:]
     batch, tokens, heads, size = r.shape
     final = r.new_empty(batch, heads, size, size, dtype=_state_dtype(r))
     count = (tokens + wkv7_kernels.CHUNK - 1) // wkv7_kernels.CHUNK if keep else 0
@@ -154,21 +143,9 @@ def wkv7_backward(
 
 @wkv7_backward.register_fake
 def _(
-    r: Tensor,
-    log_w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    dy: Tensor,
-    origin: Tensor | None,
-    resets: Tensor | None,
-    checkpoints: Tensor,
-    dfinal: Tensor | None,
-    precise: bool,
-    want_state: bool,
-    want_origin: bool,
+    r: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    want_state, want_origin = others[-2:]
     batch, _, heads, size = r.shape
     like = r.new_empty(0, dtype=_state_dtype(r))
     return (
