@@ -20,6 +20,7 @@ SUFFIX = ".md"
 PLOT_SUFFIX = ".png"
 _BLOCK = 1 << 20
 _MOST_BLOCKS = 64  # of tokens that are counted, spread over the whole
+_MOST_INPUTS = 100
 _SAMPLES = 3
 _SAMPLE_TOKENS = 96
 
@@ -80,7 +81,11 @@ def _facts(name: str, manifest: Manifest) -> list[str]:
         shown = ", ".join(f"{key}: {_short(value)}" for key, value in record.settings.items())
         lines.append(f"| {record.stage} | {shown} |")
     lines += ["", "| input | bytes | sha256 |", "|---|--:|---|"]
-    lines += [f"| {file.path} | {file.bytes:,} | `{file.sha256}` |" for file in manifest.inputs]
+    shown_inputs = manifest.inputs[:_MOST_INPUTS]
+    lines += [f"| {file.path} | {file.bytes:,} | `{file.sha256}` |" for file in shown_inputs]
+    if rest := manifest.inputs[_MOST_INPUTS:]:
+        n_bytes = sum(file.bytes for file in rest)
+        lines.append(f"| {len(rest):,} more, all in the manifest | {n_bytes:,} | |")
     return lines
 
 
