@@ -73,7 +73,7 @@ def same(one: TorchEngine, other: TorchEngine) -> bool:
 @pytest.fixture
 def nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """As while a graph is captured; here for all passes, so that they add up alike."""
-    monkeypatch.setattr(loss_module, "_recorded", lambda tensor: True)
+    monkeypatch.setattr(loss_module, "_recorded", lambda: True)
 
 
 @pytest.mark.usefixtures("nothing_waits")
