@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -13,11 +11,10 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from rwkvkit import files
 from rwkvkit.data.binidx import BLOCK, CODES, HEADER, MAGIC, VERSION, bin_path, idx_path, mask_path
+from rwkvkit.data.output import HashedFile
 from rwkvkit.errors import DataError
 
 _MAX_SIZE = 2**31 - 1
-_LARGE = 1 << 20  # bytes that are worth a thread
-_FLUSH = 64 << 20  # bytes after which the disk is set to work
 
 
 class BinidxWriter:
@@ -72,10 +69,10 @@ class BinidxWriter:
             tokens = stack.enter_context(files.replacing(bin_path(self._prefix)))
             self._index: BinaryIO = stack.enter_context(index.open("w+b"))
             self._index.write(bytes(HEADER.size))
-            self._tokens = stack.enter_context(_HashedFile(tokens))
+            self._tokens = stack.enter_context(HashedFile(tokens))
             if self._masked:
                 mask = stack.enter_context(files.replacing(mask_path(self._prefix)))
-                self._mask = stack.enter_context(_HashedFile(mask))
+                self._mask = stack.enter_context(HashedFile(mask))
             self._stack = stack.pop_all()
         return self
 
@@ -91,9 +88,9 @@ class BinidxWriter:
                 stack.__exit__(kind, error, trace)
                 return
             self._write_index()
-            self.bin_sha256 = self._tokens.sha256()
+            self.bin_sha256 = self._tokens.finish()
             if self._masked:
-                self.mask_sha256 = self._mask.sha256()
+                self.mask_sha256 = self._mask.finish()
             else:
                 mask_path(self._prefix).unlink(missing_ok=True)
 
@@ -181,50 +178,3 @@ class BinidxWriter:
         for first in range(0, count + 1, BLOCK):
             write(np.arange(first, min(first + BLOCK, count + 1), dtype="<i8").tobytes())
         self.idx_sha256 = digest.hexdigest()
-
-
-class _HashedFile:
-    """A new file that is hashed while it is written, and stored to disk little by little.
-
-    Otherwise the disk would stand idle until the end, and then all would wait for it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=0)
-        self._digest = hashlib.sha256()
-        self._threads = ThreadPoolExecutor(2)
-        self._flush: Future[None] | None = None
-        self._unflushed = 0
-
-    def __enter__(self) -> "_HashedFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._threads.shutdown()
-        self._file.close()
-
-    def write(self, data: NDArray[Any]) -> None:
-        left = data.data.cast("B") if data.size else memoryview(b"")
-        hashed = None
-        if len(left) >= _LARGE:
-            hashed = self._threads.submit(self._digest.update, left)
-        else:
-            self._digest.update(left)
-        self._unflushed += len(left)
-        while left:
-            left = left[self._file.write(left) :]
-        if hashed:
-            hashed.result()
-        if self._unflushed >= _FLUSH and (self._flush is None or self._flush.done()):
-            self._wait()
-            self._flush = self._threads.submit(os.fsync, self._file.fileno())
-            self._unflushed = 0
-
-    def sha256(self) -> str:
-        """Return the hash of all that was written; the last of the flushes has succeeded."""
-        self._wait()
-        return self._digest.hexdigest()
-
-    def _wait(self) -> None:
-        if self._flush:
-            self._flush.result()
