@@ -1,9 +1,9 @@
 """The second half of a build: the documents of all parts, written in their final order.
 
 A pass is a sequence of entries, one for each document and copy that stands in it. A shuffled pass
-sorts them by key, in memory if they fit, else bucket by bucket. Where documents are short and
-their tokens do not fit, the tokens go through the buckets too, since reading them one by one from
-where they lie would be slow.
+sorts them by key, in memory if they fit, else bucket by bucket. Tokens are copied from where they
+lie, one document after another; where the machine cannot hold them in its cache of files, they go
+through the buckets too.
 """
 
 import os
@@ -32,7 +32,7 @@ _ENTRY_BYTES = 3 * _ENTRY.itemsize  # of memory for an entry while its bucket is
 _BLOCK_TOKENS = 2 << 20
 _BLOCK_DOCUMENTS = 32 << 10
 _MOST_RESIDENT = 256 << 20
-_SHORT = 16 << 10  # bytes of tokens in a document, on average
+_CGROUP = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" where there is no limit
 
 Shuffle = Literal["keys", "reference"]
 Piece = tuple[NDArray[np.int64], NDArray[np.int32]]
@@ -176,10 +176,8 @@ class CorpusWriter:
         buckets.close()
 
     def _carry_tokens(self) -> bool:
-        """Whether tokens go through the buckets: where they do not fit, and are in small pieces."""
-        n_bytes = self._token_bytes()
-        short = n_bytes < _SHORT * self._corpus.n_documents
-        return n_bytes > self._memory and (short or n_bytes > _physical_memory() // 2)
+        """Whether tokens go through the buckets: else the disk would have to seek each document."""
+        return self._token_bytes() > max(self._memory, _cache_bytes() // 2)
 
     def _token_bytes(self) -> int:
         width = sum(self._dtype(suffix).itemsize for suffix in self._suffixes)
@@ -264,5 +262,10 @@ def _read_held(
     return out
 
 
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _cache_bytes() -> int:
+    """Return what the kernel may use to keep files in memory."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(physical, int(_CGROUP.read_text()))
+    except (OSError, ValueError):
+        return physical

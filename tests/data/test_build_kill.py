@@ -37,6 +37,7 @@ DRIVER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
 from rwkvkit import WorldTokenizer
+from rwkvkit.data import writing
 from rwkvkit.data.build import Build
 from rwkvkit.data.stages import Encode, Plan, Read, RepeatShuffle, WriteBinidx
 
@@ -45,6 +46,7 @@ def run(prefix, workers):
     chain = [read, Encode(), RepeatShuffle(epochs=2), WriteBinidx(prefix=prefix), Plan()]
     build = Build(chain, seed=42, ctx_len=16)
     build._chunk_bytes, build._task_bytes = 20_000, 40_000
+    writing._cache_bytes = lambda: 0  # so that tokens go through the buckets
     build.run(workers=workers, memory=200_000)
 
 def started(prefix, workers):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from rwkvkit.data.stages import (
     Split,
     WriteBinidx,
 )
+from rwkvkit.data.writing import _cache_bytes
 from rwkvkit.errors import DataError, RecipeError
 
 TOKENIZER = WorldTokenizer()
@@ -88,6 +90,7 @@ def test_the_same_bytes_for_any_memory(sources, tmp_path, monkeypatch, memory, s
 
     for module in ("writing", "selection"):
         monkeypatch.setattr(f"rwkvkit.data.{module}.bucket_count", counted)
+    monkeypatch.setattr("rwkvkit.data.writing._cache_bytes", lambda: 0)
     small = make(sources, tmp_path / "small" / "d", task_bytes=3000, **settings)
     assert small.run(memory=memory, workers=2 if memory == 2_000 else 1) == plain
     assert digests(tmp_path / "small") == digests(tmp_path / "plain")
@@ -97,18 +100,27 @@ def test_the_same_bytes_for_any_memory(sources, tmp_path, monkeypatch, memory, s
         assert all(count > 1 for count in counts)
 
 
-@pytest.mark.parametrize("physical", [0, 1 << 40])
-def test_long_documents_stay_where_they_are_unless_they_do_not_fit(
-    sources, tmp_path, monkeypatch, physical
+@pytest.mark.parametrize("cache", [0, 1 << 40])
+def test_documents_stay_where_they_are_unless_the_cache_cannot_hold_them(
+    sources, tmp_path, monkeypatch, cache
 ):
     """Whether tokens go through the buckets changes nothing."""
     make(sources, tmp_path / "plain" / "d", epochs=2).run()
-    monkeypatch.setattr("rwkvkit.data.writing._SHORT", 0)
-    monkeypatch.setattr("rwkvkit.data.writing._physical_memory", lambda: physical)
+    monkeypatch.setattr("rwkvkit.data.writing._cache_bytes", lambda: cache)
     monkeypatch.setattr("rwkvkit.data.writing._BLOCK_DOCUMENTS", 7)
     monkeypatch.setattr("rwkvkit.data.writing._BLOCK_TOKENS", 100)
     make(sources, tmp_path / "small" / "d", epochs=2).run(memory=3000)
     assert digests(tmp_path / "small") == digests(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(("said", "least"), [("4096\n", 4096), ("max\n", None), (None, None)])
+def test_a_container_has_less_room_for_files(tmp_path, monkeypatch, said, least):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr("rwkvkit.data.writing._CGROUP", limit)
+    if said:
+        limit.write_text(said)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert _cache_bytes() == (least or physical)
 
 
 def test_the_reference_order(jsonl, tmp_path):

@@ -68,6 +68,7 @@ def test_workers_chunks_tasks_and_memory_change_nothing(
         return counts[-1]
 
     monkeypatch.setattr("rwkvkit.data.writing.bucket_count", counted)
+    monkeypatch.setattr("rwkvkit.data.writing._cache_bytes", lambda: 0)
     made = build_at(tmp_path, sources, repeat={"epochs": 2})
     made._chunk_bytes, made._task_bytes = chunk, task
     made.run(workers=workers, memory=memory)
