@@ -72,6 +72,8 @@ class TrainConfig(Config):
     on a GPU that runs them."""
     save_every: Count | None = None
     """Optimizer steps between checkpoints; a mini-epoch or a tenth of the run unless given."""
+    resume: Literal["auto", "never"] = "auto"
+    """Whether a run whose folder holds checkpoints goes on from the newest, or is refused."""
     keep: int = Field(default=3, ge=1)
     """How many of the newest checkpoints stay."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None

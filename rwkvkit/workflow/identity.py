@@ -24,7 +24,7 @@ _FREE = {
         "offload",
         "deepspeed",
     ),
-    *("save_every", "keep", "trackers", "tracker_project", "profile", "evaluate"),
+    *("save_every", "resume", "keep", "trackers", "tracker_project", "profile", "evaluate"),
 }
 """Keys of ``train`` that may change from one start of a run to the next."""
 

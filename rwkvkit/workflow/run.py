@@ -96,6 +96,12 @@ class Run:
             run.data()
         if run.files.started:
             check_record(recipe.folder, {"recipe": run._recipe_record()})
+            if run.settings.resume == "never":
+                raise RecipeError(
+                    f"train.resume is never, and {recipe.folder} holds checkpoints",
+                    where="train.resume",
+                    hint="give the new run another name or run_dir, or leave train.resume out",
+                )
         return run
 
     @cached_property

@@ -368,6 +368,11 @@ def test_another_run_in_the_folder_is_refused(folder, run) -> None:
     assert {name: (folder / name).stat().st_mtime_ns for name in files_in(folder)} == before
     free = ["--set", "train.keep=1", "--set", "train.wkv=naive", "--set", "train.grad_cp=true"]
     assert run("train", "r.yaml", *free).code == 0
+    fresh = ["--set", "train.resume=never"]
+    refused = run("train", "r.yaml", *fresh)
+    assert refused.code == 3
+    assert "train.resume is never, and out/tiny holds checkpoints" in refused.err
+    assert run("train", "r.yaml", *fresh, "--set", "run_dir=other").code == 0
 
 
 def test_two_runs_never_share_a_folder(folder, run, start) -> None:
