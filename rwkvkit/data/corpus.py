@@ -15,7 +15,7 @@ from rwkvkit.data.parts import MASK, TOKENS, Part
 from rwkvkit.data.tasks import Task
 from rwkvkit.tokenizer.jit import compiled
 
-_TOUCHED = 64 << 10  # bytes the kernel maps around a page that is read
+_TOUCHED = 2 << 20  # bytes the kernel maps around a page that is read, at most
 
 DROPPED, TRAIN, VALIDATION = 0, 1, 2
 """What becomes of a document."""
@@ -97,7 +97,7 @@ class Reader:
     Args:
         corpus: where they lie.
         suffix: ``parts.TOKENS`` or ``parts.MASK``; a part without a mask counts whole.
-        resident: bytes of mapped files after which their memory is given back.
+        resident: bytes of mapped files that a thread holds before it gives them back.
     """
 
     def __init__(self, corpus: Corpus, suffix: str, resident: int) -> None:
@@ -105,7 +105,7 @@ class Reader:
         self._dtype = corpus.dtype if suffix == TOKENS else np.dtype(np.uint8)
         self._maps = [_mapped(part, suffix) for part in corpus.parts]
         self._resident = resident
-        self._touched = 0
+        self._fits = sum(len(mapped) for mapped in self._maps if mapped) <= resident
 
     def read(self, places: NDArray[np.int64], sizes: NDArray[np.int32]) -> NDArray[Any]:
         """Return what documents hold, one after another, [sum of sizes]."""
@@ -113,25 +113,36 @@ class Reader:
         out = np.empty(int(sizes.sum(dtype=np.int64)), self._dtype)
         kind = np.uint16 if len(self._maps) <= 1 << 16 else np.int64  # the first sorts faster
         parts = (np.searchsorted(self._bases, places, side="right") - 1).astype(kind)
-        for number, own in grouped(parts, np.argsort(parts, kind="stable")):
+        held: list[mmap.mmap] = []
+        touched = 0
+        for number, every in grouped(parts, np.argsort(parts, kind="stable")):
             mapped = self._maps[number]
-            starts = places[own] - self._bases[number]
-            if mapped is None:
-                copy_documents(None, starts, sizes[own], out, targets[own])
-            else:
-                source = np.frombuffer(mapped, self._dtype)
+            source = None if mapped is None else np.frombuffer(mapped, self._dtype)
+            step = len(every)
+            if mapped and len(mapped) > self._resident:
+                step = max(1, self._resident // _TOUCHED)
+            for first in range(0, len(every), step):
+                own = every[first : first + step]
+                starts = places[own] - self._bases[number]
                 copy_documents(source, starts, sizes[own], out, targets[own])
-        self._give_back(out.nbytes + _TOUCHED * len(places))
+                if mapped is None or self._fits:
+                    continue
+                held.append(mapped)
+                own_bytes = int(sizes[own].sum(dtype=np.int64)) * self._dtype.itemsize
+                touched += min(len(mapped), own_bytes + _TOUCHED * len(own))
+                if touched > self._resident:
+                    _unmap(held)
+                    touched = 0
+        _unmap(held)
         return out
 
-    def _give_back(self, touched: int) -> None:
-        """Unmap pages now and then, so that the process does not seem to hold the whole corpus."""
-        self._touched += touched
-        if self._touched > self._resident and hasattr(mmap, "MADV_DONTNEED"):
-            self._touched = 0
-            for mapped in self._maps:
-                if mapped is not None:
-                    mapped.madvise(mmap.MADV_DONTNEED)
+
+def _unmap(held: list[mmap.mmap]) -> None:
+    """Unmap pages, so that the process does not seem to hold the whole corpus; empty the list."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for mapped in held:
+            mapped.madvise(mmap.MADV_DONTNEED)
+    held.clear()
 
 
 def copy_documents(

@@ -97,7 +97,7 @@ class CorpusWriter:
         self._memory = memory // 2
         self._threads = threads
         self._report = report
-        resident = min(_MOST_RESIDENT, memory // 4)
+        resident = min(_MOST_RESIDENT, memory // 4) // threads
         self._suffixes = [TOKENS, MASK] if corpus.masked else [TOKENS]
         self._readers = {suffix: Reader(corpus, suffix, resident) for suffix in self._suffixes}
 
