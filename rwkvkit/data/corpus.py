@@ -15,7 +15,8 @@ from rwkvkit.data.parts import MASK, TOKENS, Part
 from rwkvkit.data.tasks import Task
 from rwkvkit.tokenizer.jit import compiled
 
-_TOUCHED = 2 << 20  # bytes the kernel maps around a page that is read, at most
+_TOUCHED = 2 << 20  # bytes the kernel may map around a page that is read: a large folio
+_FEWEST = 64  # documents that are copied at once
 
 DROPPED, TRAIN, VALIDATION = 0, 1, 2
 """What becomes of a document."""
@@ -113,36 +114,49 @@ class Reader:
         out = np.empty(int(sizes.sum(dtype=np.int64)), self._dtype)
         kind = np.uint16 if len(self._maps) <= 1 << 16 else np.int64  # the first sorts faster
         parts = (np.searchsorted(self._bases, places, side="right") - 1).astype(kind)
-        held: list[mmap.mmap] = []
-        touched = 0
+        held = _Held(self._resident)
         for number, every in grouped(parts, np.argsort(parts, kind="stable")):
             mapped = self._maps[number]
             source = None if mapped is None else np.frombuffer(mapped, self._dtype)
             step = len(every)
             if mapped and len(mapped) > self._resident:
-                step = max(1, self._resident // _TOUCHED)
+                step = max(_FEWEST, self._resident // _TOUCHED)
             for first in range(0, len(every), step):
                 own = every[first : first + step]
                 starts = places[own] - self._bases[number]
                 copy_documents(source, starts, sizes[own], out, targets[own])
-                if mapped is None or self._fits:
-                    continue
-                held.append(mapped)
-                own_bytes = int(sizes[own].sum(dtype=np.int64)) * self._dtype.itemsize
-                touched += min(len(mapped), own_bytes + _TOUCHED * len(own))
-                if touched > self._resident:
-                    _unmap(held)
-                    touched = 0
-        _unmap(held)
+                if mapped and not self._fits:
+                    n_bytes = int(sizes[own].sum(dtype=np.int64)) * self._dtype.itemsize
+                    held.add(mapped, n_bytes + _TOUCHED * len(own))
+        held.give_back()
         return out
 
 
-def _unmap(held: list[mmap.mmap]) -> None:
-    """Unmap pages, so that the process does not seem to hold the whole corpus; empty the list."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        for mapped in held:
-            mapped.madvise(mmap.MADV_DONTNEED)
-    held.clear()
+class _Held:
+    """Mapped files whose pages count as this process's memory until they are given back.
+
+    Otherwise it would come to hold the whole corpus, which the kernel can keep in its cache.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._maps: list[mmap.mmap] = []
+        self._bytes = 0
+
+    def add(self, mapped: mmap.mmap, touched: int) -> None:
+        """Count bytes that were touched; give all back if they are too many."""
+        self._maps.append(mapped)
+        self._bytes += min(len(mapped), touched)
+        if self._bytes > self._most:
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Unmap the pages."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for mapped in self._maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+        self._maps.clear()
+        self._bytes = 0
 
 
 def copy_documents(

@@ -25,6 +25,9 @@ class HashedFile:
     than anything else. Elsewhere the cache is flushed little by little, so that the disk does not
     stand idle until the end.
 
+    Args:
+        path: the file; what it held is lost.
+
     Raises:
         OSError: the file cannot be written.
     """
@@ -102,7 +105,7 @@ class HashedFile:
 
 def _opened(path: Path) -> tuple[int, bool]:
     """Open a file to be written anew; return its descriptor, and whether writes are direct."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     if direct := getattr(os, "O_DIRECT", 0):
         try:
             return os.open(path, flags | direct, 0o666), True

@@ -32,6 +32,7 @@ _ENTRY_BYTES = 3 * _ENTRY.itemsize  # of memory for an entry while its bucket is
 _BLOCK_TOKENS = 2 << 20
 _BLOCK_DOCUMENTS = 32 << 10
 _MOST_RESIDENT = 256 << 20
+_MOST_THREADS = 8  # that gather; one writes what they gather
 _CGROUP = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" where there is no limit
 
 Shuffle = Literal["keys", "reference"]
@@ -95,9 +96,9 @@ class CorpusWriter:
         self._selection = selection
         self._folder = folder
         self._memory = memory // 2
-        self._threads = threads
+        self._threads = min(threads, _MOST_THREADS)
         self._report = report
-        resident = min(_MOST_RESIDENT, memory // 4) // threads
+        resident = min(_MOST_RESIDENT, memory // 4) // self._threads
         self._suffixes = [TOKENS, MASK] if corpus.masked else [TOKENS]
         self._readers = {suffix: Reader(corpus, suffix, resident) for suffix in self._suffixes}
 
