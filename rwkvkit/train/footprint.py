@@ -21,8 +21,8 @@ from rwkvkit.model.rwkv import Block
 from rwkvkit.ops.inputs import Impl
 
 _MANY = 1 << 14  # samples: they cost nothing, as no data is there
-# An operator registered in Python costs its host some 50 us on top of the launch: 13 to 48 us forward
-# and 23 to 113 us backward, measured on a CPU with the launch left out; torch's own start in 5 us.
+# An operator registered in Python costs its host some 50 us on top of the launch (13 to 48 forward,
+# 23 to 113 backward, on a CPU with the launch left out) where one of torch's starts in 5.
 _OWN_LAUNCHES = 12
 _NO_TRAFFIC = frozenset(("mm", "addmm", "bmm", "baddbmm", "empty", "empty_like", "detach"))
 
