@@ -10,6 +10,7 @@
 static_assert(CHECKPOINT_CHUNKS == 1 || (BUFFERS == 2 && !CENTRED && !RESETS), "not made for it");
 
 constexpr int GROWTH_ROW = N + 8;
+constexpr int UNROLLED = N > 64 ? 2 : BLOCKS;  // all at once, loads take registers that d needs
 enum { R, LOG_W, K, V, A, B, DY, INPUTS };
 typedef element Raw[INPUTS][L * ROW];
 
@@ -151,7 +152,7 @@ DEVICE void by_value_rows(Shared &shared, const Raw &raw, const element *enterin
         pair values[4];
         load_a_transposed<ROW>(values, &raw[V][first_row]);
         clear<2>(sum);  // Uᵀ = S̄ āᵀ + Vᵀ A_akᵀ, times (I - A_ab)⁻ᵀ
-#pragma unroll
+#pragma unroll UNROLLED
         for (int block = 0; block < BLOCKS; block++) {
             load_a_swizzled<N>(a, entering, first_row, block * 2);
             load_b_transposed<ROW>(b, shared.a_bar + block * 16);
@@ -192,7 +193,7 @@ DEVICE void make_matrix_gradient(Shared &shared, const Raw &raw) {
     const int which = warp_id();
     float sum[2][4];
     clear<2>(sum);
-#pragma unroll
+#pragma unroll UNROLLED
     for (int block = 0; block < BLOCKS; block++) {
         pair a[4], b[4];
         if (which < A_RK)

@@ -31,7 +31,6 @@ LARGE = {
     for kind in ("bf16", "fp16")
     for documents in ("", ", documents")
 }
-SPILLING = {"wkv7 fp16 N=128 backward, documents": 24}  # bytes a thread, of 255 registers
 
 
 def measure(program: Program) -> dict[str, dict[str, list[int]]]:
@@ -53,8 +52,7 @@ def test_compiles_into_what_is_recorded(name):
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     program = PROGRAMS[name]
     found = measure(program)
-    most = max(spilled for used in found.values() for _, spilled in used.values())
-    assert most <= SPILLING.get(name, 0)
+    assert all(spilled == 0 for used in found.values() for _, spilled in used.values())
     assert record["programs"][name]["shared_bytes"] == shared_bytes(program)
     if record["nvrtc"] == toolkit_versions()[-1]:  # another compiler allots other registers
         assert record["programs"][name]["kernels"] == found
