@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvkit.errors import DataError
-from rwkvkit.tokenizer import trie, vocabulary
+from rwkvkit.tokenizer import lanes, vocabulary
 from rwkvkit.tokenizer.utf8 import END_BYTE, utf8
 
 _SHORT = 2048  # bytes; longer texts are walked in several lanes at once
@@ -135,9 +135,9 @@ class WorldTokenizer:
         out = self._room(len(text))
         tables = self._vocabulary.tables
         if len(text) < _SHORT:
-            count = trie.encode_short(text, tables.slots, tables.roots, out)
+            count = lanes.encode_short(text, tables.slots, tables.roots, out)
         else:
-            count = trie.encode_long(text, *tables, out)
+            count = lanes.encode_long(text, *tables, out)
         return out[:count].copy()
 
     def _room(self, size: int) -> NDArray[np.uint16]:

@@ -209,10 +209,10 @@ def _tokenizer() -> Finding:
 def _numba() -> Finding:
     import numba
 
-    from rwkvkit.tokenizer import trie
+    from rwkvkit.tokenizer import lanes
 
     text = f"{numba.__version__}, llvmlite {importlib.metadata.version('llvmlite')}"
-    cache = getattr(trie.encode_long, "_cache", None)
+    cache = getattr(lanes.encode_long, "_cache", None)
     if cache is None or type(cache).__name__ == "NullCache":
         remedy = "set NUMBA_CACHE_DIR to a folder that can be written to"
         slow = "no folder keeps its machine code: every process compiles again"

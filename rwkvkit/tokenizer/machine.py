@@ -1,0 +1,74 @@
+"""What compiled loops need of the machine and numba does not offer: memory by address, and choices.
+
+An address is an uint64. Nothing is checked: whoever calls these keeps the memory alive, and stays
+inside it. Values of several bytes are those of a little-endian machine.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import extending, types
+
+intrinsic: Any = extending.intrinsic  # it passes the first argument itself
+
+_BYTE = ir.IntType(8)
+_BIT = ir.IntType(1)
+
+
+def _load(bits: int) -> Any:
+    @intrinsic
+    def load(_, address):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            pointer = builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer())
+            value = builder.load(pointer, align=1)
+            return value if bits == 64 else builder.zext(value, ir.IntType(64))
+
+        return types.uint64(types.uint64), generate
+
+    return load
+
+
+load8, load16, load64 = _load(8), _load(16), _load(64)
+"""Return the unsigned number of so many bits at an address, which need not be a multiple of it."""
+
+
+@intrinsic
+def store16(_, address, value):  # type: ignore[no-untyped-def]
+    """Write the low 16 bits of an uint64 to an address."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        short = ir.IntType(16)
+        pointer = builder.inttoptr(arguments[0], short.as_pointer())
+        builder.store(builder.trunc(arguments[1], short), pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), generate
+
+
+@intrinsic
+def choose(_, condition, yes, no):  # type: ignore[no-untyped-def]
+    """Return ``yes`` or ``no`` (uint64) without a branch.
+
+    A conditional expression becomes one where LLVM thinks that it can be predicted.
+    """
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        chosen = builder.select(builder.trunc(arguments[0], _BIT), *arguments[1:])
+        chosen.set_metadata("unpredictable", builder.module.add_metadata([]))
+        return chosen
+
+    return types.uint64(types.boolean, types.uint64, types.uint64), generate
+
+
+@intrinsic
+def move(_, target, source, size):  # type: ignore[no-untyped-def]
+    """Copy ``size`` bytes from one address to another; they may overlap."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        pointer, size = _BYTE.as_pointer(), ir.IntType(64)
+        memmove = builder.module.declare_intrinsic("llvm.memmove", [pointer, pointer, size])
+        to, start = (builder.inttoptr(address, pointer) for address in arguments[:2])
+        builder.call(memmove, [to, start, arguments[2], ir.Constant(_BIT, 0)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64, types.uint64), generate
