@@ -1,12 +1,15 @@
 """Compiled loops over the bytes of JSON.
 
-All of them read text that ends in a newline, and none goes on behind a newline, so none leaves
-the text. What they cannot vouch for is *odd*: they return -1 and say nothing about its validity.
+All of them read text that ends in a newline, and none believes what it sees behind a newline, but
+they may look: ``SLACK`` bytes of memory follow the text. What they cannot vouch for is *odd*: they
+return -1 and say nothing about its validity.
 """
 
 import numpy as np
 
+from rwkvkit.data.vectors import WIDTH, breaks_utf8, copy, lowest, odd_bytes
 from rwkvkit.tokenizer.jit import compiled
+from rwkvkit.tokenizer.machine import load8, load16, store8
 
 NEWLINE, _TAB, _RETURN, _SPACE, QUOTE, _BACKSLASH = b'\n\t\r "\\'
 OPEN, CLOSE, _OPEN_LIST, _CLOSE_LIST, COLON, COMMA = b"{}[]:,"
@@ -15,10 +18,17 @@ _CONTINUATION = 0x80  # bits 6 and 7 of every byte of a UTF-8 sequence but the f
 _LONGEST_NUMBER = 300  # Python refuses integers of some thousand digits
 _DEEPEST = 64  # objects and lists in one another: a bit each
 
-_1 = np.uint64(1)  # numba makes a float of an uint64 and a bare number
-_2 = np.uint64(2)
+# numba makes a float of an uint64 and a bare number
+_0, _1, _2, _3, _4, _5, _6, _12, _18 = map(np.uint64, (0, 1, 2, 3, 4, 5, 6, 12, 18))
+_LEAD_2, _LEAD_3, _LEAD_4, _NEXT, _LOW_6 = map(np.uint64, (0xC0, 0xE0, 0xF0, 0x80, 0x3F))
+_UNICODE = int.from_bytes(b"\\u", "little")
+_ONES = np.uint64(2**64 - 1)
+_WIDTH = np.uint64(WIDTH)
 
-PLAIN = np.zeros(256, np.bool_)  # bytes that stand for themselves in a string
+SLACK = 2 * WIDTH
+"""Bytes of memory behind text, and behind the room for strings, that are read and written."""
+
+PLAIN = np.zeros(256, np.bool_)  # ASCII that stands for itself in a string
 PLAIN[0x20:0x80] = True
 PLAIN[[QUOTE, _BACKSLASH]] = False
 _ESCAPES = np.zeros(256, np.uint8)
@@ -47,93 +57,142 @@ def same(text, at, word):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def string(text, at, out, o):  # type: ignore[no-untyped-def]
+def is_utf8(text):  # type: ignore[no-untyped-def]
+    """Return whether text, which ends in a newline, is UTF-8."""
+    at = _sequences(text, 0, min(3, len(text)))
+    if at < 3:
+        return at == len(text)
+    start = np.uint64(text.ctypes.data)
+    while at + WIDTH <= len(text):
+        if breaks_utf8(start + np.uint64(at)):
+            return False
+        at += WIDTH
+    seen = at
+    at -= 3  # a sequence may have begun there that is not complete
+    while at < seen and text[at] & 0xC0 == _CONTINUATION:
+        at += 1
+    return _sequences(text, at, len(text)) >= 0
+
+
+@compiled
+def _sequences(text, at, stop):  # type: ignore[no-untyped-def]
+    """Return the end of the first UTF-8 sequence that ends at or after ``stop``, or -1."""
+    while at < stop:
+        size = 1 if text[at] < 0x80 else _sequence(text, at)
+        if size == 0:
+            return -1
+        at += size
+    return at
+
+
+@compiled
+def string(text, at, out, o, is_valid):  # type: ignore[no-untyped-def]
     """Write a string to ``out`` as UTF-8, from the byte after its first quote.
+
+    Args:
+        text: see the module's docstring.
+        at: where the string starts.
+        out: has room for ``SLACK`` bytes more than the string.
+        o: where to write.
+        is_valid: whether the text is known to be UTF-8; else every sequence is looked at.
 
     Returns:
         The position after its last quote, or -1 if it is odd, and where it ends in ``out``.
     """
+    source, target = np.uint64(text.ctypes.data), np.uint64(out.ctypes.data)
+    start, there = source + np.uint64(at), target + np.uint64(o)
     while True:
-        # Unsigned positions spare the test for negative ones: these loops are more than twice
-        # as fast.
-        here, there = np.uint64(at), np.uint64(o)
-        byte = text[here]
-        while True:
-            while PLAIN[byte]:
-                out[there] = byte
-                there += _1
-                here += _1
-                byte = text[here]
-            if byte != _BACKSLASH:
+        odd = odd_bytes(start, is_valid)
+        here = start
+        stop = start + _WIDTH
+        while odd:
+            found = start + lowest(odd)
+            copy(here, there)
+            there += found - here
+            byte = load8(found)
+            if byte == _BACKSLASH:
+                meant = _ESCAPES[load8(found + _1)]
+                if meant:
+                    store8(there, meant)
+                    there += _1
+                    here = found + _2
+                else:
+                    here, there = _unicode_escapes(found, there)
+            elif byte == QUOTE:
+                return np.int64(found + _1 - source), np.int64(there - target)
+            else:
+                size = np.uint64(_sequence(text, np.int64(found - source)))
+                copy(found, there)
+                there += size
+                here = found + size if size else _0
+            if here == _0:
+                return np.int64(-1), np.int64(o)
+            if here >= stop:
                 break
-            meant = _ESCAPES[text[here + _1]]
-            if meant == 0:
-                break
-            out[there] = meant
-            there += _1
-            here += _2
-            byte = text[here]
-        at, o = np.int64(here), np.int64(there)
+            odd &= _ONES << (here - start)
+        if here < stop:
+            copy(here, there)
+            there += stop - here
+            here = stop
+        start = here
 
-        if byte == QUOTE:
-            return at + 1, o
-        if byte != _BACKSLASH:
-            size = _sequence(text, at)
-            if size == 0:
-                return -1, o
-            for i in range(size):
-                out[o + i] = text[at + i]
-            o += size
-            at += size
-            continue
-        if text[at + 1] != _LOWER_U:
-            return -1, o
-        code = _unit(text, at + 2)
-        if code < 0:
-            return -1, o
-        at += 6
-        if 0xD800 <= code < 0xE000:
-            if code >= 0xDC00 or text[at] != _BACKSLASH or text[at + 1] != _LOWER_U:
-                return -1, o
-            low = _unit(text, at + 2)
-            if not 0xDC00 <= low < 0xE000:
-                return -1, o
+
+@compiled
+def _unicode_escapes(at, o):  # type: ignore[no-untyped-def]
+    """Write the characters that escapes with numbers stand for, as many as follow one another.
+
+    Args:
+        at: address of the first escape.
+        o: address to write to.
+
+    Returns:
+        The address behind the last, 0 if one is odd, and behind the characters.
+    """
+    while True:
+        code = _unit(at)
+        at += _6
+        if code & 0xF800 == 0xD800:  # one of a pair
+            low = _unit(at)
+            at += _6
+            if code >= 0xDC00 or low & ~0x3FF != 0xDC00:
+                return _0, o
             code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
-            at += 6
-        o = _put(out, o, code)
+        if code < 0:
+            return _0, o
+        o = _put(o, np.uint64(code))
+        if load16(at) != _UNICODE:
+            return at, o
 
 
 @compiled
-def _unit(text, at):  # type: ignore[no-untyped-def]
-    """Return the number that four hexadecimal digits stand for, or -1."""
-    code = 0
-    for i in range(4):
-        digit = _HEX[text[at + i]]
-        if digit < 0:  # a newline too: nothing behind it is looked at
-            return -1
-        code = code << 4 | digit
-    return code
+def _unit(at):  # type: ignore[no-untyped-def]
+    """Return the number of an escape with four hexadecimal digits, negative if it is none."""
+    if load16(at) != _UNICODE:
+        return np.int64(-1)
+    first, second = _HEX[load8(at + _2)], _HEX[load8(at + _3)]
+    third, fourth = _HEX[load8(at + _4)], _HEX[load8(at + _5)]
+    return first << 12 | second << 8 | third << 4 | fourth
 
 
 @compiled
-def _put(out, o, code):  # type: ignore[no-untyped-def]
-    """Write a character as UTF-8; return where it ends."""
+def _put(o, code):  # type: ignore[no-untyped-def]
+    """Write a character as UTF-8 to an address; return the one behind it."""
     if code < 0x80:
-        out[o] = code
-        return o + 1
+        store8(o, code)
+        return o + _1
     if code < 0x800:
-        out[o] = 0xC0 | code >> 6
+        store8(o, _LEAD_2 | code >> _6)
     else:
         if code < 0x10000:
-            out[o] = 0xE0 | code >> 12
+            store8(o, _LEAD_3 | code >> _12)
         else:
-            out[o] = 0xF0 | code >> 18
-            o += 1
-            out[o] = _CONTINUATION | code >> 12 & 0x3F
-        o += 1
-        out[o] = _CONTINUATION | code >> 6 & 0x3F
-    out[o + 1] = _CONTINUATION | code & 0x3F
-    return o + 2
+            store8(o, _LEAD_4 | code >> _18)
+            o += _1
+            store8(o, _NEXT | (code >> _12 & _LOW_6))
+        o += _1
+        store8(o, _NEXT | (code >> _6 & _LOW_6))
+    store8(o + _1, _NEXT | (code & _LOW_6))
+    return o + _2
 
 
 @compiled
@@ -158,14 +217,14 @@ def _sequence(text, at):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def value(text, at, out, o):  # type: ignore[no-untyped-def]
+def value(text, at, out, o, is_valid):  # type: ignore[no-untyped-def]
     """Return the position after a value of any kind, or -1; ``out`` from ``o`` is overwritten."""
     depth = 0
     is_object = np.uint64(0)  # a bit for each that is open, the innermost last
     while True:
         byte = text[at]
         if byte == QUOTE:
-            at, _ = string(text, at + 1, out, o)
+            at, _ = string(text, at + 1, out, o, is_valid)
         elif byte in (OPEN, _OPEN_LIST):
             if depth == _DEEPEST:
                 return -1
@@ -178,7 +237,7 @@ def value(text, at, out, o):  # type: ignore[no-untyped-def]
                 at = empty
                 if byte == OPEN:
                     is_object |= _1
-                    at = _name(text, at, out, o)
+                    at = _name(text, at, out, o, is_valid)
                     if at < 0:
                         return -1
                 continue
@@ -193,7 +252,7 @@ def value(text, at, out, o):  # type: ignore[no-untyped-def]
             if text[at] == COMMA:
                 at = space(text, at + 1)
                 if inside:
-                    at = _name(text, at, out, o)
+                    at = _name(text, at, out, o, is_valid)
                 break
             if text[at] != (CLOSE if inside else _CLOSE_LIST):
                 return -1
@@ -205,11 +264,11 @@ def value(text, at, out, o):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _name(text, at, out, o):  # type: ignore[no-untyped-def]
+def _name(text, at, out, o, is_valid):  # type: ignore[no-untyped-def]
     """Return the position of the value whose name starts at ``at``, or -1; see ``value``."""
     if text[at] != QUOTE:
         return -1
-    at, _ = string(text, at + 1, out, o)
+    at, _ = string(text, at + 1, out, o, is_valid)
     if at < 0:
         return -1
     at = space(text, at)

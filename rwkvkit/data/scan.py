@@ -16,6 +16,8 @@ from rwkvkit.data.json_bytes import (
     OPEN,
     PLAIN,
     QUOTE,
+    SLACK,
+    is_utf8,
     same,
     space,
     string,
@@ -42,11 +44,20 @@ class Scan:
     """
 
     def __init__(self, data: bytes, field: str) -> None:
-        self._text = np.frombuffer(data, np.uint8)
         # The loops stop at a newline, so a line without one is not for them.
-        self._complete = self._text[: data.rfind(b"\n") + 1]
+        stop = data.rfind(b"\n") + 1
+        # They look beyond their text, so the last lines are read from a copy.
+        cut = data.rfind(b"\n", 0, max(len(data) - SLACK, 0)) + 1
+        text = np.frombuffer(data, np.uint8)
+        last = np.empty(stop - cut + SLACK, np.uint8)
+        last[: stop - cut] = text[cut:stop]
+        last.setflags(write=False)
+        self._texts = [
+            (first, lines, bool(is_utf8(lines)))
+            for first, lines in ((0, text[:cut]), (cut, last[: stop - cut]))
+        ]
         self._field = np.frombuffer(field.encode(), np.uint8)
-        self._out = np.empty(len(data) + 1, np.uint8)
+        self._out = np.empty(len(data) + SLACK, np.uint8)
         most = len(data) // len(b'{"":""}\n' + field.encode()) + 1  # the last has no newline
         self._stops = np.empty(most, np.int64)
         self._offsets = np.empty(most, np.int64)
@@ -54,17 +65,25 @@ class Scan:
 
     def run(self) -> None:
         """Read on, to the end or to the next odd line."""
-        self.at, self._written, self.n_documents, self.n_lines = _lines(
-            self._complete,
-            self._field,
-            self._out,
-            self._stops,
-            self._offsets,
-            self.at,
-            self._written,
-            self.n_documents,
-            self.n_lines,
-        )
+        for first, lines, is_valid in self._texts:
+            if not first <= self.at < first + len(lines):
+                continue
+            at, self._written, self.n_documents, self.n_lines = _lines(
+                lines,
+                is_valid,
+                first,
+                self._field,
+                self._out,
+                self._stops,
+                self._offsets,
+                self.at - first,
+                self._written,
+                self.n_documents,
+                self.n_lines,
+            )
+            self.at = first + at
+            if at < len(lines):
+                break
 
     def skip(self, size: int, content: bytes | None) -> None:
         """Go on behind an odd line.
@@ -98,17 +117,17 @@ class Scan:
 
 
 @compiled
-def _lines(text, field, out, stops, offsets, at, o, documents, lines):  # type: ignore[no-untyped-def]
+def _lines(text, is_valid, first, field, out, stops, offsets, at, o, documents, lines):  # type: ignore[no-untyped-def]
     """Read lines of ``text`` from ``at``, which all end in a newline; see ``Scan``."""
     while at < len(text):
-        after, end, kind = _line(text, at, field, out, o)
+        after, end, kind = _line(text, is_valid, at, field, out, o)
         if kind == _ODD:
             break
         if kind == _DOCUMENT:
             out[end] = _SEAM
             o = end + 1
             stops[documents] = o
-            offsets[documents] = at
+            offsets[documents] = first + at
             documents += 1
         lines += 1
         at = after
@@ -116,7 +135,7 @@ def _lines(text, field, out, stops, offsets, at, o, documents, lines):  # type: 
 
 
 @compiled
-def _line(text, at, field, out, o):  # type: ignore[no-untyped-def]
+def _line(text, is_valid, at, field, out, o):  # type: ignore[no-untyped-def]
     """Read a line and write its document to ``out`` from ``o``.
 
     Returns:
@@ -146,10 +165,10 @@ def _line(text, at, field, out, o):  # type: ignore[no-untyped-def]
         if is_text:
             if text[at] != QUOTE or end >= 0:
                 return at, o, _ODD
-            at, end = string(text, at + 1, out, o)
+            at, end = string(text, at + 1, out, o, is_valid)
         else:
             # The strings in it go behind the document, where the next one will overwrite them.
-            at = value(text, at, out, o if end < 0 else end)
+            at = value(text, at, out, o if end < 0 else end, is_valid)
         if at < 0:
             return at, o, _ODD
         at = space(text, at)

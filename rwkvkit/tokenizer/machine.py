@@ -32,17 +32,21 @@ load8, load16, load64 = _load(8), _load(16), _load(64)
 """Return the unsigned number of so many bits at an address, which need not be a multiple of it."""
 
 
-@intrinsic
-def store16(_, address, value):  # type: ignore[no-untyped-def]
-    """Write the low 16 bits of an uint64 to an address."""
+def _store(bits: int) -> Any:
+    @intrinsic
+    def store(_, address, value):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            pointer = builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer())
+            builder.store(builder.trunc(arguments[1], ir.IntType(bits)), pointer, align=1)
+            return context.get_dummy_value()
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        short = ir.IntType(16)
-        pointer = builder.inttoptr(arguments[0], short.as_pointer())
-        builder.store(builder.trunc(arguments[1], short), pointer, align=1)
-        return context.get_dummy_value()
+        return types.void(types.uint64, types.uint64), generate
 
-    return types.void(types.uint64, types.uint64), generate
+    return store
+
+
+store8, store16 = _store(8), _store(16)
+"""Write the low bits of an uint64 to an address."""
 
 
 @intrinsic
