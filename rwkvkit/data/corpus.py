@@ -1,22 +1,14 @@
-"""All parts of a build as one corpus: its documents in natural order, its tokens by position."""
+"""All parts of a build as one corpus: its documents in natural order."""
 
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvkit.data.buckets import grouped
 from rwkvkit.data.inputs import InputFile
-from rwkvkit.data.parts import MASK, TOKENS, Part
+from rwkvkit.data.parts import MASK, Part
 from rwkvkit.data.tasks import Task
-from rwkvkit.tokenizer.jit import compiled
-
-_TOUCHED = 2 << 20  # bytes the kernel may map around a page that is read: a large folio
-_FEWEST = 64  # documents that are copied at once
 
 DROPPED, TRAIN, VALIDATION = 0, 1, 2
 """What becomes of a document."""
@@ -90,108 +82,3 @@ class Corpus:
                 sizes=sizes,
                 hashes=part.hashes if part.record.hashed else None,
             )
-
-
-class Reader:
-    """Reads the tokens, or the mask, of documents in any order.
-
-    Args:
-        corpus: where they lie.
-        suffix: ``parts.TOKENS`` or ``parts.MASK``; a part without a mask counts whole.
-        resident: bytes of mapped files that a thread holds before it gives them back.
-    """
-
-    def __init__(self, corpus: Corpus, suffix: str, resident: int) -> None:
-        self._bases = corpus.bases
-        self._dtype = corpus.dtype if suffix == TOKENS else np.dtype(np.uint8)
-        self._maps = [_mapped(part, suffix) for part in corpus.parts]
-        self._resident = resident
-        self._fits = sum(len(mapped) for mapped in self._maps if mapped) <= resident
-
-    def read(self, places: NDArray[np.int64], sizes: NDArray[np.int32]) -> NDArray[Any]:
-        """Return what documents hold, one after another, [sum of sizes]."""
-        targets = np.cumsum(sizes, dtype=np.int64) - sizes
-        out = np.empty(int(sizes.sum(dtype=np.int64)), self._dtype)
-        kind = np.uint16 if len(self._maps) <= 1 << 16 else np.int64  # the first sorts faster
-        parts = (np.searchsorted(self._bases, places, side="right") - 1).astype(kind)
-        held = _Held(self._resident)
-        for number, every in grouped(parts, np.argsort(parts, kind="stable")):
-            mapped = self._maps[number]
-            source = None if mapped is None else np.frombuffer(mapped, self._dtype)
-            step = len(every)
-            if mapped and len(mapped) > self._resident:
-                step = max(_FEWEST, self._resident // _TOUCHED)
-            for first in range(0, len(every), step):
-                own = every[first : first + step]
-                starts = places[own] - self._bases[number]
-                copy_documents(source, starts, sizes[own], out, targets[own])
-                if mapped and not self._fits:
-                    n_bytes = int(sizes[own].sum(dtype=np.int64)) * self._dtype.itemsize
-                    held.add(mapped, n_bytes + _TOUCHED * len(own))
-        held.give_back()
-        return out
-
-
-class _Held:
-    """Mapped files whose pages count as this process's memory until they are given back.
-
-    Otherwise it would come to hold the whole corpus, which the kernel can keep in its cache.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._maps: list[mmap.mmap] = []
-        self._bytes = 0
-
-    def add(self, mapped: mmap.mmap, touched: int) -> None:
-        """Count bytes that were touched; give all back if they are too many."""
-        self._maps.append(mapped)
-        self._bytes += min(len(mapped), touched)
-        if self._bytes > self._most:
-            self.give_back()
-
-    def give_back(self) -> None:
-        """Unmap the pages."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for mapped in self._maps:
-                mapped.madvise(mmap.MADV_DONTNEED)
-        self._maps.clear()
-        self._bytes = 0
-
-
-def copy_documents(
-    source: NDArray[Any] | None,
-    starts: NDArray[np.int64],
-    sizes: NDArray[np.int32],
-    out: NDArray[Any],
-    targets: NDArray[np.int64],
-) -> None:
-    """Copy ``source[starts[i]:][:sizes[i]]`` to ``out[targets[i]:]`` for every i, or ones."""
-    if source is None:
-        _fill(sizes, out, targets)
-    else:
-        assert not len(starts) or (starts.min() >= 0 and (starts + sizes).max() <= len(source))
-        _copy(source, starts, sizes, out, targets)
-
-
-def _mapped(part: Part, suffix: str) -> mmap.mmap | None:
-    if suffix not in part.record.crc32:
-        return None
-    path: Path = part.path(suffix)
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-@compiled
-def _copy(source, starts, sizes, out, targets):  # type: ignore[no-untyped-def]
-    for i in range(len(starts)):
-        start, target = starts[i], targets[i]
-        for j in range(sizes[i]):
-            out[target + j] = source[start + j]
-
-
-@compiled
-def _fill(sizes, out, targets):  # type: ignore[no-untyped-def]
-    for i in range(len(targets)):
-        for j in range(sizes[i]):
-            out[targets[i] + j] = 1

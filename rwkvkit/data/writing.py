@@ -1,14 +1,13 @@
 """The second half of a build: the documents of all parts, written in their final order.
 
 A pass is a sequence of entries, one for each document and copy that stands in it. A shuffled pass
-sorts them by key, in memory if they fit, else bucket by bucket. Tokens are copied from where they
-lie, one document after another; where the machine cannot hold them in its cache of files, they go
-through the buckets too.
+sorts them by key, in memory if they fit, else bucket by bucket. The output is made in blocks: the
+documents of one are copied from where they lie while the one before is written and hashed. Where
+the machine cannot hold the tokens in its cache of files, they go through the buckets too.
 """
 
 import os
 import random
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 
 from rwkvkit.data.binidx_writer import BinidxWriter
 from rwkvkit.data.buckets import KEY, Buckets, bucket_count
-from rwkvkit.data.corpus import TRAIN, VALIDATION, Corpus, Documents, Reader, copy_documents
+from rwkvkit.data.corpus import TRAIN, VALIDATION, Corpus, Documents
+from rwkvkit.data.gather import Reader, gather, pick
 from rwkvkit.data.order import make_keys, sorted_order
 from rwkvkit.data.parts import MASK, TOKENS
 from rwkvkit.data.progress import Progress, Report
@@ -29,17 +29,19 @@ from rwkvkit.data.selection import Selection
 
 _ENTRY = np.dtype([(KEY, "<u8"), ("place", "<i8"), ("size", "<i4")])
 _ENTRY_BYTES = 3 * _ENTRY.itemsize  # of memory for an entry while its bucket is sorted
-_BLOCK_TOKENS = 2 << 20
-_BLOCK_DOCUMENTS = 32 << 10
-_MOST_RESIDENT = 256 << 20
-_MOST_THREADS = 8  # that gather; one writes what they gather
+_PIECE_BYTES = 64  # of memory for a document while its block is gathered
+_LONG = 4 << 10  # bytes of a document that is read by itself, in whatever block it stands
+_BLOCK = 8 << 20  # bytes of a block of long documents
+_SHARE = 8  # of the corpus that a block of short ones has at most: one is written in the end
 _CGROUP = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" where there is no limit
 
 Shuffle = Literal["keys", "reference"]
 Piece = tuple[NDArray[np.int64], NDArray[np.int32]]
 """Places and sizes of some documents that follow one another in the output."""
-Read = Callable[[str, NDArray[np.int64], NDArray[np.int32]], NDArray[Any]]
-"""Returns what documents hold in the files of a suffix, one after another."""
+Read = Callable[[str, NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[np.int64]], None]
+"""Copies what documents hold in the files of a suffix, which comes first; see ``gather.Read``."""
+Rooms = dict[str, NDArray[Any]]
+"""Arrays to gather into, by suffix: memory that is new costs more than what is copied to it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class CorpusWriter:
         corpus: the parts.
         selection: what stands in which output.
         folder: for temporary files.
-        memory: bytes that entries, buckets and mapped files may take.
+        memory: bytes that entries, buckets and blocks may take.
         threads: how many gather tokens.
         report: called with every block.
     """
@@ -96,11 +98,11 @@ class CorpusWriter:
         self._selection = selection
         self._folder = folder
         self._memory = memory // 2
-        self._threads = min(threads, _MOST_THREADS)
+        self._threads = threads
         self._report = report
-        resident = min(_MOST_RESIDENT, memory // 4) // self._threads
         self._suffixes = [TOKENS, MASK] if corpus.masked else [TOKENS]
-        self._readers = {suffix: Reader(corpus, suffix, resident) for suffix in self._suffixes}
+        self._readers = {suffix: Reader(corpus, suffix) for suffix in self._suffixes}
+        self._block_bytes = self._choose_block(memory // 8)
 
     def write(self, prefix: Path, order: Order) -> BinidxWriter:
         """Write the training set in its order; return the closed writer."""
@@ -152,6 +154,7 @@ class CorpusWriter:
         n_bytes = _ENTRY_BYTES * n_entries + (round(share * self._token_bytes()) if carried else 0)
         buckets = Buckets(self._folder / "pass", bucket_count(n_bytes, self._memory), _ENTRY)
         carried = carried and buckets.count > 1
+        rooms: Rooms = {}
         for documents, copy in self._occurrences(order):
             entries = np.empty(len(documents.sizes), _ENTRY)
             words = (number, documents.source, documents.files, documents.offsets, copy)
@@ -159,9 +162,9 @@ class CorpusWriter:
             entries["place"], entries["size"] = documents.places, documents.sizes
             for bucket, own in buckets.add(entries):
                 if carried:
-                    for suffix in self._suffixes:
-                        for places, sizes in _blocks((entries["place"][own], entries["size"][own])):
-                            buckets.append(bucket, suffix, self._read(suffix, places, sizes))
+                    for block in self._blocks((entries["place"][own], entries["size"][own])):
+                        for suffix, data in self._gather(self._read, block, rooms).items():
+                            buckets.append(bucket, suffix, data)
         for bucket in range(buckets.count):
             entries = buckets.take(bucket)
             read = self._read
@@ -181,86 +184,83 @@ class CorpusWriter:
         return self._token_bytes() > max(self._memory, _cache_bytes() // 2)
 
     def _token_bytes(self) -> int:
-        width = sum(self._dtype(suffix).itemsize for suffix in self._suffixes)
-        return width * self._corpus.n_tokens
+        return self._token_width() * self._corpus.n_tokens
+
+    def _token_width(self) -> int:
+        return sum(self._dtype(suffix).itemsize for suffix in self._suffixes)
 
     def _dtype(self, suffix: str) -> np.dtype[Any]:
         return self._corpus.dtype if suffix == TOKENS else np.dtype(np.uint8)
 
-    def _read(
-        self, suffix: str, places: NDArray[np.int64], sizes: NDArray[np.int32]
-    ) -> NDArray[Any]:
-        return self._readers[suffix].read(places, sizes)
+    def _read(self, suffix: str, *documents: NDArray[Any]) -> None:
+        self._readers[suffix].read(*documents)
+
+    def _choose_block(self, most: int) -> int:
+        """Return how many bytes a block has: with more, fewer short documents are read alone."""
+        n_bytes = self._token_bytes()
+        if n_bytes > _LONG * self._corpus.n_documents:
+            return min(most, _BLOCK)
+        return min(most, max(_BLOCK, n_bytes // _SHARE))
 
     def _write(
         self, prefix: Path, pieces: Iterator[tuple[Read, Piece]], n_tokens: int
     ) -> BinidxWriter:
-        """Gather blocks in threads, ahead of another thread that writes and hashes."""
+        """Gather blocks, while a thread writes and hashes the one before."""
         width = self._corpus.dtype.itemsize
-        waiting: deque[Future[tuple[list[NDArray[Any]], NDArray[np.int32]]]] = deque()
         with (
             BinidxWriter(prefix, self._corpus.dtype, masked=self._corpus.masked) as writer,
-            ThreadPoolExecutor(self._threads) as gatherers,
             ThreadPoolExecutor(1) as thread,
         ):
             written: Future[None] | None = None
+            rooms: tuple[Rooms, Rooms] = {}, {}
 
-            def pass_on() -> None:
-                nonlocal written
-                (tokens, *mask), sizes = waiting.popleft().result()
+            def wait() -> None:
                 if written:
                     written.result()
-                    documents, done = writer.n_documents, writer.n_tokens
-                    self._report(
-                        Progress("write", width * done, width * n_tokens, documents, done, 0)
-                    )
-                written = thread.submit(writer.add_many, tokens, sizes, mask[0] if mask else None)
+                documents, done = writer.n_documents, writer.n_tokens
+                self._report(Progress("write", width * done, width * n_tokens, documents, done, 0))
 
-            for read, piece in pieces:
-                for block in _blocks(piece):
-                    waiting.append(gatherers.submit(self._gather, read, block))
-                    if len(waiting) > self._threads:
-                        pass_on()
-            while waiting:
-                pass_on()
-            if written:
-                written.result()
-            done = writer.n_tokens
-            self._report(
-                Progress("write", width * done, width * n_tokens, writer.n_documents, done, 0)
-            )
+            blocks = ((read, block) for read, piece in pieces for block in self._blocks(piece))
+            for number, (read, block) in enumerate(blocks):
+                gathered = self._gather(read, block, rooms[number % 2])
+                wait()
+                tokens, mask = gathered[TOKENS], gathered.get(MASK)
+                written = thread.submit(writer.add_many, tokens, block[1], mask)
+            wait()
         return writer
 
-    def _gather(self, read: Read, block: Piece) -> tuple[list[NDArray[Any]], NDArray[np.int32]]:
+    def _blocks(self, piece: Piece) -> Iterator[Piece]:
+        """Cut documents into blocks."""
+        places, sizes = piece
+        width = self._token_width()
+        step = max(1, self._block_bytes // _PIECE_BYTES)
+        for first in range(0, len(sizes), step):
+            own_places, own_sizes = places[first : first + step], sizes[first : first + step]
+            stops = np.cumsum(own_sizes * np.int64(width) + _PIECE_BYTES)
+            start = 0
+            while start < len(own_sizes):
+                before = stops[start - 1] if start else 0
+                stop = int(np.searchsorted(stops, before + self._block_bytes, side="right"))
+                stop = max(stop, start + 1)
+                yield own_places[start:stop], own_sizes[start:stop]
+                start = stop
+
+    def _gather(self, read: Read, block: Piece, rooms: Rooms) -> Rooms:
+        """Return what the documents of a block hold, one after another; it lies in ``rooms``."""
         places, sizes = block
-        return [read(suffix, places, sizes) for suffix in self._suffixes], sizes
+        count = int(sizes.sum(dtype=np.int64))
+        gathered = {}
+        for suffix in self._suffixes:
+            if len(rooms.get(suffix, ())) < count:
+                most = self._block_bytes // self._token_width()
+                rooms[suffix] = np.empty(max(count, most), self._dtype(suffix))
+            gathered[suffix] = rooms[suffix][:count]
+            gather(partial(read, suffix), places, sizes, gathered[suffix], self._threads)
+        return gathered
 
 
-def _blocks(piece: Piece) -> Iterator[Piece]:
-    """Cut documents into blocks of a few megabytes of tokens."""
-    places, sizes = piece
-    for first in range(0, len(sizes), _BLOCK_DOCUMENTS):
-        window = slice(first, first + _BLOCK_DOCUMENTS)
-        own_places, own_sizes = places[window], sizes[window]
-        stops = np.cumsum(own_sizes, dtype=np.int64)
-        start = 0
-        while start < len(own_sizes):
-            before = stops[start - 1] if start else 0
-            stop = int(np.searchsorted(stops, before + _BLOCK_TOKENS, side="right"))
-            stop = max(stop, start + 1)
-            yield own_places[start:stop], own_sizes[start:stop]
-            start = stop
-
-
-def _read_held(
-    held: dict[str, NDArray[Any]],
-    suffix: str,
-    places: NDArray[np.int64],
-    sizes: NDArray[np.int32],
-) -> NDArray[Any]:
-    out = np.empty(int(sizes.sum(dtype=np.int64)), held[suffix].dtype)
-    copy_documents(held[suffix], places, sizes, out, np.cumsum(sizes, dtype=np.int64) - sizes)
-    return out
+def _read_held(held: Rooms, suffix: str, *documents: NDArray[Any]) -> None:
+    pick(held[suffix], *documents)
 
 
 def _cache_bytes() -> int:

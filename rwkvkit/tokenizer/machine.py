@@ -1,4 +1,4 @@
-"""What compiled loops need of the machine and numba does not offer: memory by address, and choices.
+"""What compiled loops need and numba does not offer: memory by address, choices, files.
 
 An address is an uint64. Nothing is checked: whoever calls these keeps the memory alive, and stays
 inside it. Values of several bytes are those of a little-endian machine.
@@ -6,8 +6,11 @@ inside it. Values of several bytes are those of a little-endian machine.
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import extending, types
+
+from rwkvkit.tokenizer.jit import compiled
 
 intrinsic: Any = extending.intrinsic  # it passes the first argument itself
 
@@ -76,3 +79,21 @@ def move(_, target, source, size):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(types.uint64, types.uint64, types.uint64), generate
+
+
+_pread: Any = types.ExternalFunction(
+    "pread", types.int64(types.int32, types.uint64, types.uint64, types.int64)
+)
+
+
+@compiled
+def read_at(descriptor, address, size, offset):  # type: ignore[no-untyped-def]
+    """Read ``size`` bytes of a file, from ``offset``, to an address; return whether it could."""
+    while size > 0:
+        count = _pread(descriptor, address, size, offset)
+        if count <= 0:
+            return False
+        address += np.uint64(count)
+        size -= np.uint64(count)
+        offset += count
+    return True

@@ -107,8 +107,6 @@ def test_documents_stay_where_they_are_unless_the_cache_cannot_hold_them(
     """Whether tokens go through the buckets changes nothing."""
     make(sources, tmp_path / "plain" / "d", epochs=2).run()
     monkeypatch.setattr("rwkvkit.data.writing._cache_bytes", lambda: cache)
-    monkeypatch.setattr("rwkvkit.data.writing._BLOCK_DOCUMENTS", 7)
-    monkeypatch.setattr("rwkvkit.data.writing._BLOCK_TOKENS", 100)
     make(sources, tmp_path / "small" / "d", epochs=2).run(memory=3000)
     assert digests(tmp_path / "small") == digests(tmp_path / "plain")
 

@@ -1,0 +1,110 @@
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rwkvkit.data import gather as gathering
+from rwkvkit.data.gather import Reader, gather, pick
+from rwkvkit.data.parts import MASK, TOKENS
+
+GAP, RUN = gathering._GAP, gathering._RUN
+
+
+class Stored:
+    """Documents of many sizes in three parts on disk, the middle one without a mask."""
+
+    def __init__(self, folder, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        sizes = [1, 2, 50, 300, GAP // 2, GAP, GAP + 1, RUN // 2, RUN]
+        self.sizes = rng.choice(sizes, 150, p=[0.2, 0.2, 0.2, 0.2, 0.06, 0.06, 0.06, 0.01, 0.01])
+        self.places = np.cumsum(self.sizes) - self.sizes
+        total = int(self.sizes.sum())
+        self.tokens = rng.integers(0, 65536, total, dtype=np.uint16)
+        self.mask = rng.integers(0, 2, total, dtype=np.uint8)
+        self.bases = np.array([0, self.places[50], self.places[100], total])
+        self.mask[self.bases[1] : self.bases[2]] = 1
+        parts = []
+        for number, (start, stop) in enumerate(zip(self.bases, self.bases[1:], strict=False)):
+            files = {TOKENS: self.tokens[start:stop], MASK: self.mask[start:stop]}
+            if number == 1:
+                del files[MASK]
+            for suffix, data in files.items():
+                data.tofile(folder / f"{number}.{suffix}")
+            path = partial(lambda number, suffix: folder / f"{number}.{suffix}", number)
+            parts.append(SimpleNamespace(path=path, record=SimpleNamespace(crc32=files)))
+        self.corpus = SimpleNamespace(bases=self.bases, dtype=np.dtype(np.uint16), parts=parts)
+
+    def expected(self, data: np.ndarray, which: np.ndarray) -> np.ndarray:
+        pieces = [data[self.places[i] : self.places[i] + self.sizes[i]] for i in which]
+        return np.concatenate([data[:0], *pieces])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_any_documents_in_any_order(tmp_path, seed, threads):
+    stored = Stored(tmp_path, seed)
+    rng = np.random.default_rng(seed)
+    picked = partial(pick, stored.tokens)
+    # All in order, all out of order, a few, some of them twice, one, none.
+    for which in (
+        np.arange(150),
+        rng.permutation(150),
+        rng.permutation(150)[:20],
+        rng.integers(0, 150, 200),
+        np.array([7]),
+        np.arange(0),
+    ):
+        places, sizes = stored.places[which], stored.sizes[which].astype(np.int32)
+        for read, data in (
+            (Reader(stored.corpus, TOKENS).read, stored.tokens),
+            (Reader(stored.corpus, MASK).read, stored.mask),
+            (picked, stored.tokens),
+        ):
+            expected = stored.expected(data, which)
+            room = np.full(len(expected) + 2, 7, data.dtype)
+            gather(read, places, sizes, room[1:-1], threads)
+            assert np.array_equal(room[1:-1], expected)
+            assert room[0] == room[-1] == 7
+
+
+def test_what_lies_close_is_read_at_once(tmp_path, monkeypatch):
+    """Few calls for many short documents, and no reading across a wide gap."""
+    stored = Stored(tmp_path, 0)
+    calls = []
+    monkeypatch.setattr(
+        gathering, "read_at", lambda _, to, size, start: calls.append((int(start), int(size))) or 1
+    )
+    monkeypatch.setattr(gathering, "move", lambda *_: None)
+    starts = np.array([0, 10, 20, 30 + GAP, 40 + GAP, 60 + 3 * GAP])
+    sizes = np.full(6, 10)
+    buffer = np.empty(RUN, np.uint8)
+    done = gathering._read_runs.py_func(0, starts, sizes, starts, stored.tokens, buffer)
+    assert done == 6
+    assert calls == [(0, 50 + GAP), (60 + 3 * GAP, 10)]
+    calls.clear()
+    starts = np.arange(0, 3 * RUN, GAP)
+    sizes = np.full(len(starts), GAP)
+    gathering._read_runs.py_func(0, starts, sizes, starts, stored.tokens, buffer)
+    assert [size for _, size in calls] == [RUN, RUN, RUN]
+
+
+def test_a_part_that_was_cut_is_named(tmp_path):
+    stored = Stored(tmp_path, 0)
+    path = tmp_path / f"1.{TOKENS}"
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 2)
+    out = np.empty(len(stored.tokens), np.uint16)
+    read = Reader(stored.corpus, TOKENS).read
+    for threads in (1, 3):
+        with pytest.raises(OSError, match="shorter than it was") as caught:
+            gather(read, stored.places, stored.sizes, out, threads)
+        assert caught.value.filename == str(path)
+
+
+def test_a_part_that_is_gone_is_named(tmp_path):
+    stored = Stored(tmp_path, 0)
+    (tmp_path / f"2.{TOKENS}").unlink()
+    out = np.empty(len(stored.tokens), np.uint16)
+    with pytest.raises(FileNotFoundError, match=rf"2\.{TOKENS}"):
+        gather(Reader(stored.corpus, TOKENS).read, stored.places, stored.sizes, out, 2)
