@@ -64,7 +64,7 @@ class Corpus:
         self.n_documents = int(self._firsts[-1])
         self.n_tokens = int(self.bases[-1])
         self.dtype = np.dtype(records[0].dtype if records else np.uint16)
-        self.masked = any(MASK in record.crc32 for record in records)
+        self.masked = any(MASK in record.checksums for record in records)
 
     def documents(self, source: int | None = None) -> Iterator[Documents]:
         """Yield the documents of a source, or of all, a part at a time."""

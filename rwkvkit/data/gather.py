@@ -38,7 +38,7 @@ class Reader:
         self._bases = corpus.bases
         self._dtype = corpus.dtype if suffix == TOKENS else np.dtype(np.uint8)
         self._paths = [
-            part.path(suffix) if suffix in part.record.crc32 else None for part in corpus.parts
+            part.path(suffix) if suffix in part.record.checksums else None for part in corpus.parts
         ]
 
     def read(

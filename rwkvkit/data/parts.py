@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -56,9 +56,9 @@ class PartRecord(Config):
     """Whether the index has content hashes."""
     inputs: dict[str, str]
     """SHA-256 of every input file the task read whole, by index in the list of inputs."""
-    crc32: dict[str, int]
-    """CRC-32 of the part's own files, by suffix; a file that would be empty is not there. It finds
-    what a dead machine did not store; what the manifest vouches for has SHA-256."""
+    checksums: dict[str, str]
+    """XXH3 (64 bits) of the part's own files, by suffix; an empty file is not there. It finds what
+    a dead machine did not store; what the manifest vouches for has SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def find_part(folder: Path, number: int) -> Part | None:
     if record is None:
         return None
     try:
-        for suffix, crc32 in record.crc32.items():
-            if _crc32(part_path(folder, number, suffix)) != crc32:
+        for suffix, checksum in record.checksums.items():
+            if _checksum(part_path(folder, number, suffix)) != checksum:
                 return None
     except OSError:
         return None
@@ -192,7 +192,7 @@ class PartWriter:
             for held in self._columns:
                 for column in held:
                     self._write(_INDEX, column)
-        crc32 = {
+        checksums = {
             suffix: sink.keep(part_path(self._folder, self._number, suffix))
             for suffix, sink in self._sinks.items()
         }
@@ -206,7 +206,7 @@ class PartWriter:
             rejected=self.rejected,
             hashed=self._hashed,
             inputs={str(i): digest for i, digest in inputs.items()},
-            crc32=crc32,
+            checksums=checksums,
         )
         with contextlib.closing(_Sink(self._folder)) as sink:
             sink.write(record.model_dump_json().encode())
@@ -231,17 +231,17 @@ class _Sink:
     def __init__(self, folder: Path) -> None:
         self._descriptor, name = tempfile.mkstemp(prefix="new-", dir=folder)
         self._path = Path(name)
-        self._crc32 = 0
+        self._checksum = xxhash.xxh3_64()
 
     def write(self, data: memoryview | bytes) -> None:
-        self._crc32 = zlib.crc32(data, self._crc32)
+        self._checksum.update(data)
         while data:
             data = data[os.write(self._descriptor, data) :]
 
-    def keep(self, path: Path) -> int:
+    def keep(self, path: Path) -> str:
         """Put the file in its place and return its checksum."""
         self._path.replace(path)
-        return self._crc32
+        return self._checksum.hexdigest()
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -251,12 +251,12 @@ class _Sink:
         self._path.unlink(missing_ok=True)
 
 
-def _crc32(path: Path) -> int:
-    crc32 = 0
+def _checksum(path: Path) -> str:
+    checksum = xxhash.xxh3_64()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            crc32 = zlib.crc32(block, crc32)
-    return crc32
+            checksum.update(block)
+    return checksum.hexdigest()
 
 
 def _hashes(encoded: EncodedChunk) -> NDArray[np.uint64]:

@@ -32,7 +32,7 @@ class Stored:
             for suffix, data in files.items():
                 data.tofile(folder / f"{number}.{suffix}")
             path = partial(lambda number, suffix: folder / f"{number}.{suffix}", number)
-            parts.append(SimpleNamespace(path=path, record=SimpleNamespace(crc32=files)))
+            parts.append(SimpleNamespace(path=path, record=SimpleNamespace(checksums=files)))
         self.corpus = SimpleNamespace(bases=self.bases, dtype=np.dtype(np.uint16), parts=parts)
 
     def expected(self, data: np.ndarray, which: np.ndarray) -> np.ndarray:
