@@ -59,7 +59,7 @@ def same(text, at, word):  # type: ignore[no-untyped-def]
 @compiled
 def is_utf8(text):  # type: ignore[no-untyped-def]
     """Return whether text, which ends in a newline, is UTF-8."""
-    at = _sequences(text, 0, min(3, len(text)))
+    at = _sequences(text, np.int64(0), min(3, len(text)))
     if at < 3:
         return at == len(text)
     start = np.uint64(text.ctypes.data)

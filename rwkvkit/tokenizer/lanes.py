@@ -47,49 +47,47 @@ def encode_long(text, slots, roots, inside, out):  # type: ignore[no-untyped-def
     Each piece of the text writes where it starts, since there are never more ids than bytes; in
     the end the pieces move together.
     """
-    firsts = np.zeros(_MOST_PIECES, np.int64)  # where each piece of the text starts
-    stops = np.zeros(_MOST_PIECES, np.int64)
-    after = np.full(_MOST_PIECES, -1, np.int64)  # which piece comes next in the text
-    ats = np.zeros(_MOST_PIECES, np.int64)  # the byte to look at
-    cells = np.zeros(_MOST_PIECES, np.uint64)  # of the node reached before it
-    outs = np.zeros(_MOST_PIECES, np.int64)  # where the next id goes
-    pieces = np.arange(_LANES)  # the one that each lane is in
+    firsts = np.empty(_MOST_PIECES, np.int64)  # where each piece of the text starts
+    stops = np.empty(_MOST_PIECES, np.int64)
+    after = np.empty(_MOST_PIECES, np.int64)  # which piece comes next in the text
+    ats = np.empty(_MOST_PIECES, np.int64)  # the byte to look at
+    cells = np.empty(_MOST_PIECES, np.uint64)  # of the node reached before it
+    outs = np.empty(_MOST_PIECES, np.int64)  # where the next id goes
+    pieces = np.empty(_LANES, np.int64)  # the one that each lane is in
     for i in range(_LANES):
-        at = 0 if i == 0 else _seam(text, max(firsts[i - 1], i * (len(text) // _LANES)), inside)
-        firsts[i] = outs[i] = at
+        firsts[i] = outs[i] = _seam(text, i * (len(text) // _LANES), inside) if i else 0
+        stops[i], after[i], pieces[i] = len(text), i + 1, i
         if i:
-            stops[i - 1] = at
-            after[i - 1] = i
-    stops[_LANES - 1] = len(text)
+            stops[i - 1] = firsts[i]
+    after[_LANES - 1] = -1
     for i in range(_LANES):
         ats[i] = firsts[i] + ROOT_BYTES
         cells[i] = _root(text, firsts[i], stops[i], roots)
     n_pieces = _LANES
 
-    left = stops[pieces] - ats[pieces]
-    while left.min() >= _MIN_LANE:
+    while True:
+        fastest, least, slowest, most = _extremes(pieces, ats, stops)
+        if least < _MIN_LANE:
+            break
         _run_lanes(pieces, ats, stops, cells, outs, text, slots, roots, out)
-        left = stops[pieces] - ats[pieces]
-        lane = left.argmin()
-        slowest = pieces[left.argmax()]
-        if left.max() < _WORTHWHILE or n_pieces == _MOST_PIECES:
+        fastest, least, slowest, most = _extremes(pieces, ats, stops)
+        if most < _WORTHWHILE or n_pieces == _MOST_PIECES:
             break
-        cut = _seam(text, ats[slowest] + left.max() // 2, inside)
-        if cut >= stops[slowest]:
+        ended, split, new = pieces[fastest], pieces[slowest], n_pieces
+        cut = _seam(text, ats[split] + most // 2, inside)
+        if cut >= stops[split]:
             break
-        ended, new = pieces[lane], n_pieces
         outs[ended] = _walk(
             text, ats[ended], stops[ended], cells[ended], slots, roots, out, outs[ended]
         )
         ats[ended] = stops[ended] + ROOT_BYTES
         n_pieces += 1
         firsts[new] = outs[new] = cut
-        stops[new], stops[slowest] = stops[slowest], cut
-        after[new], after[slowest] = after[slowest], new
+        stops[new], stops[split] = stops[split], cut
+        after[new], after[split] = after[split], new
         ats[new] = cut + ROOT_BYTES
         cells[new] = _root(text, cut, stops[new], roots)
-        pieces[lane] = new
-        left = stops[pieces] - ats[pieces]
+        pieces[fastest] = new
 
     for i in range(n_pieces):
         outs[i] = _walk(text, ats[i], stops[i], cells[i], slots, roots, out, outs[i])
@@ -102,6 +100,20 @@ def encode_long(text, slots, roots, inside, out):  # type: ignore[no-untyped-def
 
 
 @compiled
+def _extremes(pieces, ats, stops):  # type: ignore[no-untyped-def]
+    """Return the lane with the fewest bytes left, and how many, and the one with the most."""
+    fastest = slowest = 0
+    least = most = stops[pieces[0]] - ats[pieces[0]]
+    for i in range(1, _LANES):
+        left = stops[pieces[i]] - ats[pieces[i]]
+        if left < least:
+            fastest, least = i, left
+        if left > most:
+            slowest, most = i, left
+    return fastest, least, slowest, most
+
+
+@compiled
 def _run_lanes(pieces, ats, stops, cells, outs, text, slots, roots, out):  # type: ignore[no-untyped-def]
     """Walk in all lanes until one of them is near its stop.
 
@@ -109,18 +121,23 @@ def _run_lanes(pieces, ats, stops, cells, outs, text, slots, roots, out):  # typ
     """
     text_address, out_address = np.uint64(text.ctypes.data), np.uint64(out.ctypes.data)
     slots_address, roots_address = np.uint64(slots.ctypes.data), np.uint64(roots.ctypes.data)
-    lane_ats = ats[pieces].astype(np.uint64) + text_address
-    lane_stops = stops[pieces].astype(np.uint64) + text_address
-    lane_outs = (outs[pieces].astype(np.uint64) << _1) + out_address
-    lane_cells = cells[pieces]
+    lane_ats = np.empty(_LANES, np.uint64)
+    lane_stops = np.empty(_LANES, np.uint64)
+    lane_cells = np.empty(_LANES, np.uint64)
+    lane_outs = np.empty(_LANES, np.uint64)
+    for i in range(_LANES):
+        piece = pieces[i]
+        lane_ats[i] = text_address + np.uint64(ats[piece])
+        lane_stops[i] = text_address + np.uint64(stops[piece])
+        lane_cells[i] = cells[piece]
+        lane_outs[i] = out_address + (np.uint64(outs[piece]) << _1)
     at0, at1, at2, at3, at4, at5 = _six(lane_ats)
+    stop0, stop1, stop2, stop3, stop4, stop5 = _six(lane_stops)
     cell0, cell1, cell2, cell3, cell4, cell5 = _six(lane_cells)
     o0, o1, o2, o3, o4, o5 = _six(lane_outs)
-    stop0, stop1, stop2, stop3, stop4, stop5 = _six(lane_stops)
     while True:
-        left = min(
-            np.int64(min(stop0 - at0, stop1 - at1, stop2 - at2)),
-            np.int64(min(stop3 - at3, stop4 - at4, stop5 - at5)),
+        left = np.int64(
+            min(stop0 - at0, stop1 - at1, stop2 - at2, stop3 - at3, stop4 - at4, stop5 - at5)
         )
         if left < _NEAR:
             break
@@ -132,17 +149,24 @@ def _run_lanes(pieces, ats, stops, cells, outs, text, slots, roots, out):  # typ
             at3, cell3, o3 = _step(at3, cell3, o3, slots_address, roots_address)
             at4, cell4, o4 = _step(at4, cell4, o4, slots_address, roots_address)
             at5, cell5, o5 = _step(at5, cell5, o5, slots_address, roots_address)
-    for i, at in enumerate((at0, at1, at2, at3, at4, at5)):
-        ats[pieces[i]] = np.int64(at - text_address)
-    for i, cell in enumerate((cell0, cell1, cell2, cell3, cell4, cell5)):
-        cells[pieces[i]] = cell
-    for i, o in enumerate((o0, o1, o2, o3, o4, o5)):
-        outs[pieces[i]] = np.int64((o - out_address) >> _1)
+    _set_six(lane_ats, at0, at1, at2, at3, at4, at5)
+    _set_six(lane_cells, cell0, cell1, cell2, cell3, cell4, cell5)
+    _set_six(lane_outs, o0, o1, o2, o3, o4, o5)
+    for i in range(_LANES):
+        piece = pieces[i]
+        ats[piece] = np.int64(lane_ats[i] - text_address)
+        cells[piece] = lane_cells[i]
+        outs[piece] = np.int64((lane_outs[i] - out_address) >> _1)
 
 
 @compiled
-def _six(array):  # type: ignore[no-untyped-def]
-    return array[0], array[1], array[2], array[3], array[4], array[5]
+def _six(lanes):  # type: ignore[no-untyped-def]
+    return lanes[0], lanes[1], lanes[2], lanes[3], lanes[4], lanes[5]
+
+
+@compiled
+def _set_six(lanes, a, b, c, d, e, f):  # type: ignore[no-untyped-def]
+    lanes[0], lanes[1], lanes[2], lanes[3], lanes[4], lanes[5] = a, b, c, d, e, f
 
 
 @compiled
@@ -214,9 +238,7 @@ def _walk(text, at, stop, cell, slots, roots, out, o):  # type: ignore[no-untype
 @compiled
 def _close_gap(out, start, stop, to):  # type: ignore[no-untyped-def]
     """Move ``out[start:stop]`` down to ``to``; return where it ends."""
-    move(
-        np.uint64(out[to:].ctypes.data),
-        np.uint64(out[start:].ctypes.data),
-        np.uint64((stop - start) * out.itemsize),
-    )
+    first = np.uint64(out.ctypes.data)
+    target, source = first + (np.uint64(to) << _1), first + (np.uint64(start) << _1)
+    move(target, source, np.uint64(stop - start) << _1)
     return to + stop - start
