@@ -152,13 +152,15 @@ class CorpusWriter:
         carried = self._carry_tokens()
         share = n_entries / max(self._corpus.n_documents, 1)
         n_bytes = _ENTRY_BYTES * n_entries + (round(share * self._token_bytes()) if carried else 0)
-        buckets = Buckets(self._folder / "pass", bucket_count(n_bytes, self._memory), _ENTRY)
-        carried = carried and buckets.count > 1
+        count = bucket_count(n_bytes, self._memory)
+        if count == 1:
+            yield self._read, self._sorted(order, number, n_entries)
+            return
+        buckets = Buckets(self._folder / "pass", count, _ENTRY)
         rooms: Rooms = {}
         for documents, copy in self._occurrences(order):
             entries = np.empty(len(documents.sizes), _ENTRY)
-            words = (number, documents.source, documents.files, documents.offsets, copy)
-            entries[KEY] = make_keys(order.seed, words, len(entries))
+            entries[KEY] = _keys(order, number, documents, copy)
             entries["place"], entries["size"] = documents.places, documents.sizes
             for bucket, own in buckets.add(entries):
                 if carried:
@@ -178,6 +180,21 @@ class CorpusWriter:
             entries = entries[sorted_order(entries[KEY])]
             yield read, (entries["place"].copy(), entries["size"].copy())
         buckets.close()
+
+    def _sorted(self, order: Order, number: int, n_entries: int) -> Piece:
+        """Return a whole pass in its order."""
+        keys = np.empty(n_entries, np.uint64)
+        places = np.empty(n_entries, np.int64)
+        sizes = np.empty(n_entries, np.int32)
+        start = 0
+        for documents, copy in self._occurrences(order):
+            own = slice(start, start + len(documents.sizes))
+            keys[own] = _keys(order, number, documents, copy)
+            places[own], sizes[own] = documents.places, documents.sizes
+            start = own.stop
+        assert start == n_entries
+        ordered = sorted_order(keys)
+        return places[ordered], sizes[ordered]
 
     def _carry_tokens(self) -> bool:
         """Whether tokens go through the buckets: else the disk would have to seek each document."""
@@ -257,6 +274,12 @@ class CorpusWriter:
             gathered[suffix] = rooms[suffix][:count]
             gather(partial(read, suffix), places, sizes, gathered[suffix], self._threads)
         return gathered
+
+
+def _keys(order: Order, number: int, documents: Documents, copy: int) -> NDArray[np.uint64]:
+    """Return the keys of documents for the pass of that number."""
+    words = (number, documents.source, documents.files, documents.offsets, copy)
+    return make_keys(order.seed, words, len(documents.sizes))
 
 
 def _read_held(held: Rooms, suffix: str, *documents: NDArray[Any]) -> None:
