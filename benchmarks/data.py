@@ -44,9 +44,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1000, help="MB of jsonl to make")
     parser.add_argument(
         "--kind",
-        choices=["long", "short", "cjk"],
+        choices=["long", "short", "cjk", "utf8"],
         default="long",
-        help="whole files, 300-character documents, or CJK with \\u escapes",
+        help="whole files, 300-character documents, CJK with \\u escapes, or CJK without",
     )
     parser.add_argument(
         "--builds",
@@ -150,7 +150,7 @@ def make_corpus(path: Path, limit: int, kind: str) -> dict[str, Any]:
     """Write the corpus, distinct files in the order of their paths; return its measures.
 
     Where the machine has less text than that, it comes again, each time with another first line.
-    For ``cjk`` every letter becomes an ideograph, which JSON writes as an escape.
+    For ``cjk`` and ``utf8`` every letter becomes an ideograph, written as an escape or as it is.
     """
     seen: set[bytes] = set()
     documents = rounds = 0
@@ -162,12 +162,13 @@ def make_corpus(path: Path, limit: int, kind: str) -> dict[str, Any]:
                 if digest in seen and rounds == 1:
                     continue
                 seen.add(digest)
-                if kind == "cjk":
+                if kind in ("cjk", "utf8"):
                     text = text.translate(_IDEOGRAPHS)
                 text = text if rounds == 1 else f"round {rounds}\n{text}"
                 step = 300 if kind == "short" else max(len(text), 1)
                 for start in range(0, len(text), step):
-                    out.write(json.dumps({"text": text[start : start + step]}) + "\n")
+                    record = {"text": text[start : start + step]}
+                    out.write(json.dumps(record, ensure_ascii=kind != "utf8") + "\n")
                     documents += 1
                 if out.tell() >= limit:
                     break
@@ -290,7 +291,7 @@ def plain_loop(corpus: str, out: str) -> tuple[float, float, int]:
         for line in lines:
             tokens.extend(tokenizer.encode(json.loads(line)["text"]))
             tokens.append(0)
-            read += len(line)  # the corpus is ASCII
+            read += len(line) if line.isascii() else len(line.encode())
             if read >= _PLAIN_BYTES:
                 break
     np.array(tokens, dtype=np.uint16).tofile(out + "-plain.bin")
