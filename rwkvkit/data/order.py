@@ -30,6 +30,8 @@ from rwkvkit.tokenizer.jit import compiled
 FRACTION = 2**64 - 1
 SPLIT = 2**64 - 2
 _MASK = 2**64 - 1
+_PER_SLOT = 8  # keys that are sorted together
+_MOST_PER_SLOT = 100  # else they are not hashes
 
 
 def make_keys(seed: int, words: Sequence[int | NDArray[np.integer]], count: int) -> NDArray:
@@ -74,11 +76,22 @@ def below(keys: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
 
 
 def sorted_order(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return the order that sorts ``keys``; equal ones keep theirs."""
-    order = np.argsort(keys)  # several times faster than a stable sort
-    ordered = keys[order]
-    if (ordered[1:] == ordered[:-1]).any():
-        order = np.argsort(keys, kind="stable")
+    """Return the order that sorts ``keys``; equal ones keep theirs.
+
+    Hashes lie evenly between the least and the greatest, so each is put near its place at once.
+    """
+    if not len(keys):
+        return np.empty(0, np.int64)
+    least = keys.min()
+    span = int(keys.max() - least)
+    n_slots = max(len(keys) // _PER_SLOT, 1)
+    shift = max(span.bit_length() - n_slots.bit_length(), 0)
+    slots = ((keys - least) >> np.uint64(shift)).astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(slots))])
+    if np.diff(starts).max() > _MOST_PER_SLOT:
+        return np.argsort(keys, kind="stable")
+    order = np.empty(len(keys), np.int64)
+    _sort_slots(keys, slots, starts, order)
     return order
 
 
@@ -107,3 +120,22 @@ def _chain(keys, words):  # type: ignore[no-untyped-def]
 def _chain_number(keys, word):  # type: ignore[no-untyped-def]
     for i in range(len(keys)):
         keys[i] = _mix(keys[i] ^ word)
+
+
+@compiled
+def _sort_slots(keys, slots, starts, order):  # type: ignore[no-untyped-def]
+    """Sort keys whose slots are known, one slot after another; stable."""
+    ordered = np.empty(len(keys), np.uint64)
+    ends = starts.copy()
+    for i in range(len(keys)):
+        to = ends[slots[i]]
+        ordered[to], order[to] = keys[i], i
+        ends[slots[i]] = to + 1
+    for slot in range(len(starts) - 1):
+        for i in range(starts[slot] + 1, starts[slot + 1]):
+            key, number = ordered[i], order[i]
+            to = i
+            while to > starts[slot] and ordered[to - 1] > key:
+                ordered[to], order[to] = ordered[to - 1], order[to - 1]
+                to -= 1
+            ordered[to], order[to] = key, number

@@ -32,7 +32,7 @@ _ENTRY_BYTES = 3 * _ENTRY.itemsize  # of memory for an entry while its bucket is
 _PIECE_BYTES = 64  # of memory for a document while its block is gathered
 _LONG = 4 << 10  # bytes of a document that is read by itself, in whatever block it stands
 _BLOCK = 8 << 20  # bytes of a block of long documents
-_SHARE = 8  # of the corpus that a block of short ones has at most: one is written in the end
+_SHARE = 6  # of the corpus that a block of short ones has at most: one is written in the end
 _CGROUP = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" where there is no limit
 
 Shuffle = Literal["keys", "reference"]
@@ -102,7 +102,7 @@ class CorpusWriter:
         self._report = report
         self._suffixes = [TOKENS, MASK] if corpus.masked else [TOKENS]
         self._readers = {suffix: Reader(corpus, suffix) for suffix in self._suffixes}
-        self._block_bytes = self._choose_block(memory // 8)
+        self._block_bytes = self._choose_block(memory // 4)
 
     def write(self, prefix: Path, order: Order) -> BinidxWriter:
         """Write the training set in its order; return the closed writer."""
@@ -215,7 +215,7 @@ class CorpusWriter:
     def _choose_block(self, most: int) -> int:
         """Return how many bytes a block has: with more, fewer short documents are read alone."""
         n_bytes = self._token_bytes()
-        if n_bytes > _LONG * self._corpus.n_documents:
+        if n_bytes > _LONG * self._corpus.n_documents or self._carry_tokens():
             return min(most, _BLOCK)
         return min(most, max(_BLOCK, n_bytes // _SHARE))
 

@@ -1,5 +1,6 @@
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvkit.data.order import below, make_keys, sorted_order, threshold
@@ -14,6 +15,7 @@ def mix(z: int) -> int:
     return z ^ z >> 31
 
 
+@settings(deadline=None)
 @given(
     st.integers(-(2**70), 2**70),
     st.integers(0, MASK),
@@ -34,10 +36,23 @@ def test_splitmix64_reference_value():
     assert make_keys(0, (), 1).tolist() == [0xE220A8397B1DCDAF]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9) | st.integers(0, MASK)))
 def test_equal_keys_keep_their_order(keys):
     order = sorted_order(np.array(keys, np.uint64)).tolist()
     assert order == sorted(range(len(keys)), key=keys.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0, MASK), (2**63, 2**63 + 2**50), (5, 400), (7, 7), (MASK - 3000, MASK)],
+)
+@pytest.mark.parametrize("outlier", [None, 0, MASK])
+def test_many_keys_however_they_lie(low, high, outlier):
+    keys = np.random.default_rng(1).integers(low, high, 6000, dtype=np.uint64, endpoint=True)
+    if outlier is not None:
+        keys[3000] = outlier
+    assert np.array_equal(sorted_order(keys), np.argsort(keys, kind="stable"))
 
 
 def test_shares_of_the_keys():
