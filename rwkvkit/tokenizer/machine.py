@@ -56,7 +56,8 @@ store8, store16 = _store(8), _store(16)
 def choose(_, condition, yes, no):  # type: ignore[no-untyped-def]
     """Return ``yes`` or ``no`` (uint64) without a branch.
 
-    A conditional expression becomes one where LLVM thinks that it can be predicted.
+    A conditional expression becomes one where LLVM thinks that it can be predicted; before numba
+    0.62, so does this.
     """
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
