@@ -24,6 +24,7 @@ Read = Callable[[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[np.int64
 
 _GAP = 8 << 10  # bytes between documents that take less time to read than another call
 _RUN = 256 << 10  # bytes that are read at once
+_FOR_A_THREAD = 1 << 20  # bytes that are worth one
 
 
 class Reader:
@@ -80,8 +81,9 @@ def gather(
         places: where each lies.
         sizes: tokens in each; they sum up to the length of ``out``.
         out: to write to.
-        threads: how many read at a time.
+        threads: how many read at a time, at most.
     """
+    threads = min(threads, 1 + out.nbytes // _FOR_A_THREAD)
     targets = np.cumsum(sizes, dtype=np.int64) - sizes
     order = np.argsort(places)
     places, sizes, targets = places[order], sizes[order], targets[order]

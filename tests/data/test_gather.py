@@ -42,7 +42,8 @@ class Stored:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("seed", range(4))
-def test_any_documents_in_any_order(tmp_path, seed, threads):
+def test_any_documents_in_any_order(tmp_path, seed, threads, monkeypatch):
+    monkeypatch.setattr(gathering, "_FOR_A_THREAD", 1000)
     stored = Stored(tmp_path, seed)
     rng = np.random.default_rng(seed)
     picked = partial(pick, stored.tokens)
