@@ -19,10 +19,10 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     # numba names what it keeps after the function, looks only at the function's own file to see
     # whether that is outdated, and replaces it bit by bit. So a name is for one state of the files.
-    function.__qualname__ += f"_{_stamp(Path(function.__code__.co_filename))}"
     try:
+        function.__qualname__ += f"_{_stamp(Path(function.__code__.co_filename))}"
         return numba.njit(nogil=True, boundscheck=False, cache=True)(function)
-    except RuntimeError:  # no writable cache folder
+    except (RuntimeError, OSError):  # no writable cache folder, or no source files
         return numba.njit(nogil=True, boundscheck=False)(function)
 
 

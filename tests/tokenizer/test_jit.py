@@ -26,6 +26,12 @@ def test_without_a_cache_folder_it_still_compiles(monkeypatch):
     assert double(21) == 42
 
 
+def test_without_source_files_it_still_compiles():
+    scope = {"compiled": jit.compiled}
+    exec(compile("@compiled\ndef double(x):\n    return 2 * x\n", "gone.py", "exec"), scope)
+    assert scope["double"](21) == 42
+
+
 def test_machine_code_of_a_file_follows_the_others_it_calls(tmp_path):
     """A loop is compiled again where a loop of another file, which it calls, has changed."""
     shutil.copytree(
