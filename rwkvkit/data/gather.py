@@ -84,6 +84,7 @@ def gather(
         threads: how many read at a time, at most.
     """
     threads = min(threads, 1 + out.nbytes // _FOR_A_THREAD)
+    assert len(out) == sizes.sum(dtype=np.int64)  # what copies does not check it
     targets = np.cumsum(sizes, dtype=np.int64) - sizes
     order = np.argsort(places)
     places, sizes, targets = places[order], sizes[order], targets[order]

@@ -17,7 +17,7 @@ from rwkvkit.tokenizer.machine import choose, load8, load16, load64, move, store
 from rwkvkit.tokenizer.trie import AHEAD_SHIFT, BASE_SHIFT, CHECK_SHIFT, ROOT_BYTES
 
 _MIN_LANE = 256  # bytes; below, a lane would end before it started
-_LANES = 6
+_LANES = 6  # as _run_lanes spells out
 _NEAR = 32  # bytes before a lane's stop, where the fast loop ends
 _WORTHWHILE = 4096  # bytes left in a lane, of which another takes half
 _MOST_PIECES = 256  # of a text
