@@ -16,6 +16,7 @@ from rwkvkit.data.encoding import Run, TaskWork, encode_tasks, run_local, writin
 from rwkvkit.data.finish import SUFFIXES, finish
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.manifest import FileRecord, Manifest, manifest_path
+from rwkvkit.data.process import shared_interpreter
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.shards import Shard, check_complete, note_count
 from rwkvkit.data.stages import Stage
@@ -163,7 +164,11 @@ class Build:
         # Loaded first, so that what is wrong with a vocabulary is said before any work.
         self._chain.work.load()
         fingerprint = self._work_fingerprint(inputs, tasks, before)
-        with writing(self.prefix), workspace(self.prefix, fingerprint) as folder:
+        with (
+            writing(self.prefix),
+            shared_interpreter(),
+            workspace(self.prefix, fingerprint) as folder,
+        ):
             if merge:
                 check_complete(folder, tasks)
             work = self._task_work(folder)
@@ -199,7 +204,11 @@ class Build:
         self._chain.work.load()
         count = workers or _default_workers(inputs)
         fingerprint = self._work_fingerprint(inputs, tasks, before)
-        with writing(self.prefix), shared_workspace(self.prefix, fingerprint) as folder:
+        with (
+            writing(self.prefix),
+            shared_interpreter(),
+            shared_workspace(self.prefix, fingerprint) as folder,
+        ):
             note_count(folder, shard)
             work = self._task_work(folder)
             encode_tasks(own, work, run=run_local(count), report=progress or (lambda _: None))

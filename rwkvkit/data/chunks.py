@@ -106,10 +106,10 @@ def hash_file(file: InputFile, tell: Callable[[], object] = bool) -> str:
         for _ in file_chunks(0, file, CHUNK_BYTES, hashed):
             pass
         return hashed[0]
-    digest = hashlib.sha256()
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
     with opened(file) as raw:
-        while block := raw.read(4 << 20):
-            digest.update(block)
+        while size := raw.readinto(block):  # type: ignore[attr-defined]
+            digest.update(block[:size])
             tell()
     return digest.hexdigest()
 

@@ -1,5 +1,6 @@
 """The first half of a build: every task read, encoded and kept as a part."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,15 +11,16 @@ from pathlib import Path
 from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.chunks import Chunk, count_lines, hash_file, line_range, opened, task_chunks
 from rwkvkit.data.documents import Reject
-from rwkvkit.data.heap import keep_freed_memory
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.parts import Part, PartWriter, find_part, read_record
 from rwkvkit.data.pool import ordered_map
+from rwkvkit.data.process import keep_freed_memory
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.tasks import Task
 from rwkvkit.errors import DataError, SetupError
 
 _MOST_THREADS = 4  # of one process: about a fifteenth of their work holds the interpreter
+_TELL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,28 +44,30 @@ class TaskWork:
 
         Args:
             task: what to do.
-            tell: called with every step.
+            tell: called with what was done, several times a second.
 
         Raises:
             DataError: an input cannot be read, or holds what is no document and bad lines are not
                 skipped.
             SetupError: the part cannot be written.
         """
+        steps = _Steps(tell)
         part = find_part(self.folder, task.number)
         if part is None:
-            part = self._make(task, tell)
+            part = self._make(task, steps.add)
         else:
             record = part.record
-            tell(Step(task.input_bytes, record.documents, record.tokens, record.rejected))
+            steps.add(Step(task.input_bytes, record.documents, record.tokens, record.rejected))
+        steps.tell()
         return part
 
-    def _make(self, task: Task, tell: Callable[["Step"], None]) -> Part:
+    def _make(self, task: Task, add: Callable[["Step"], None]) -> Part:
         hashes: dict[int, str] = {}
         told = 0
         with PartWriter(self.folder, task.number, hashed=self.hashed) as writer:
             if task.hashes_only:
                 nothing = Step(0, 0, 0, 0)  # but where this worker is to stop, it learns of it
-                hashes[task.first_file] = hash_file(task.files[0], lambda: tell(nothing))
+                hashes[task.first_file] = hash_file(task.files[0], lambda: add(nothing))
             else:
                 for chunk in task_chunks(task, self.chunk_bytes, hashes):
                     encoded = self.chunk_work(chunk)
@@ -72,10 +76,10 @@ class TaskWork:
                     with writing(self.folder):
                         writer.add(encoded)
                     rejected = len(encoded.rejects)
-                    tell(Step(chunk.input_bytes, len(encoded.sizes), len(encoded.tokens), rejected))
+                    add(Step(chunk.input_bytes, len(encoded.sizes), len(encoded.tokens), rejected))
                     told += chunk.input_bytes
                 if told < task.input_bytes:  # a range in which nothing starts
-                    tell(Step(task.input_bytes - told, 0, 0, 0))
+                    add(Step(task.input_bytes - told, 0, 0, 0))
             with writing(self.folder):
                 return writer.finish(hashes)
 
@@ -117,6 +121,33 @@ class Step:
     documents: int
     tokens: int
     rejected: int
+
+    def __add__(self, other: "Step") -> "Step":
+        return Step(
+            self.input_bytes + other.input_bytes,
+            self.documents + other.documents,
+            self.tokens + other.tokens,
+            self.rejected + other.rejected,
+        )
+
+
+class _Steps:
+    """Steps that are told together, a few times a second: each time wakes another process."""
+
+    def __init__(self, tell: Callable[[Step], None]) -> None:
+        self._tell = tell
+        self._sum = Step(0, 0, 0, 0)
+        self._next = time.monotonic() + _TELL_SECONDS
+
+    def add(self, step: Step) -> None:
+        self._sum += step
+        if time.monotonic() >= self._next:
+            self.tell()
+
+    def tell(self) -> None:
+        self._tell(self._sum)
+        self._sum = Step(0, 0, 0, 0)
+        self._next = time.monotonic() + _TELL_SECONDS
 
 
 Run = Callable[[TaskWork, Iterable[Task], Callable[[Step], None]], Iterator[Part]]

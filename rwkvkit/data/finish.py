@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import rwkvkit
@@ -73,15 +72,16 @@ def finish(
             hint="a larger fraction, or a smaller share for validation, leaves some",
         )
     name = chain.prefix.name
-    writer = CorpusWriter(corpus, selection, folder, memory=memory, threads=threads, report=report)
-    with ThreadPoolExecutor(1) as aside:  # loading sympy takes as long as many megabytes
-        planned = aside.submit(_planned, chain, n_tokens)
-        written = writer.write(folder / name, order)
-        plan = planned.result()
-    outputs = _records_of(chain, folder, "", written)
+    plan = _planned(chain, n_tokens)
     validation: BinidxWriter | None = None
-    if chain.rules.validation:
-        validation = writer.write_validation(folder / (name + VALIDATION))
+    with CorpusWriter(
+        corpus, selection, folder, memory=memory, threads=threads, report=report
+    ) as writer:
+        written = writer.write(folder / name, order)
+        if chain.rules.validation:
+            validation = writer.write_validation(folder / (name + VALIDATION))
+    outputs = _records_of(chain, folder, "", written)
+    if validation:
         outputs += _records_of(chain, folder, VALIDATION, validation)
     if rejected:
         outputs.append(_write_rejects(chain, folder, inputs, tasks, parts))

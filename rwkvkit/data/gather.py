@@ -1,14 +1,16 @@
 """Copy documents out of the parts of a build, in any order.
 
 A call to read a document costs about what a page of it does. So documents are read in the order in
-which they lie, and where little lies between them, many at once, from which they are picked.
+which they lie, and where little lies between them, many at once, from which they are picked. A
+block of the output takes a little from every part, so the files of parts stay open.
 """
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,22 +27,36 @@ Read = Callable[[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[np.int64
 _GAP = 8 << 10  # bytes between documents that take less time to read than another call
 _RUN = 256 << 10  # bytes that are read at once
 _FOR_A_THREAD = 1 << 20  # bytes that are worth one
+_TOGETHER = 64  # parts that one call of a loop reads
+_OTHER_FILES = 256  # that the process may have open besides
+_NO_FILE, _CLOSED = -1, -2  # in place of a descriptor
 
 
 class Reader:
-    """Reads the tokens, or the mask, of documents.
+    """Reads the tokens, or the mask, of documents, until it is closed.
 
     Args:
         corpus: where they lie.
         suffix: ``parts.TOKENS`` or ``parts.MASK``; a part without a mask counts whole.
+
+    Raises:
+        OSError: a part is gone.
     """
 
     def __init__(self, corpus: Corpus, suffix: str) -> None:
         self._bases = corpus.bases
         self._dtype = corpus.dtype if suffix == TOKENS else np.dtype(np.uint8)
-        self._paths = [
-            part.path(suffix) if suffix in part.record.checksums else None for part in corpus.parts
-        ]
+        self._paths = [part.path(suffix) for part in corpus.parts]
+        there = [suffix in part.record.checksums for part in corpus.parts]
+        self._descriptors = np.where(there, _CLOSED, _NO_FILE).astype(np.int32)
+        for number in np.flatnonzero(there)[: _most_open(sum(there))].tolist():
+            self._descriptors[number] = self._open(number)
+
+    def close(self) -> None:
+        """Close the files."""
+        for descriptor in self._descriptors[self._descriptors >= 0].tolist():
+            os.close(descriptor)
+        self._descriptors[self._descriptors >= 0] = _CLOSED
 
     def read(
         self,
@@ -54,17 +70,61 @@ class Reader:
         Raises:
             OSError: a part cannot be read.
         """
+        bounds = np.searchsorted(places, self._bases)
+        numbers = np.flatnonzero(np.diff(bounds))
+        columns = [_in_bytes(column, self._dtype) for column in (places, sizes, targets)]
+        bases = _in_bytes(self._bases, self._dtype)
         buffer = np.empty(_RUN, np.uint8)
-        firsts = np.searchsorted(places, self._bases)
-        for number in np.flatnonzero(np.diff(firsts)).tolist():
-            own = slice(firsts[number], firsts[number + 1])
-            path = self._paths[number]
-            if path is None:
-                _fill(sizes[own], out, targets[own])
-                continue
-            columns = places[own] - self._bases[number], sizes[own], targets[own]
-            starts, counts, to = (_in_bytes(column, self._dtype) for column in columns)
-            _read(path, starts, counts, to, out, buffer)
+        for first in range(0, len(numbers), _TOGETHER):
+            some = numbers[first : first + _TOGETHER]
+            start, stops = int(bounds[some[0]]), bounds[some + 1]
+            with self._opened(some) as descriptors:
+                done = _read_parts(
+                    descriptors, bases[some], stops, *columns, start, out.view(np.uint8), buffer
+                )
+            if done < stops[-1]:
+                self._explain(*(int(column[done]) for column in columns[:2]))
+
+    @contextlib.contextmanager
+    def _opened(self, numbers: NDArray[np.int64]) -> Iterator[NDArray[np.int32]]:
+        """Yield descriptors of some parts, among them such as do not stay open."""
+        descriptors = self._descriptors[numbers]
+        added = []
+        try:
+            for i in np.flatnonzero(descriptors == _CLOSED).tolist():
+                descriptors[i] = self._open(int(numbers[i]))
+                added.append(descriptors[i])
+            yield descriptors
+        finally:
+            for descriptor in added:
+                os.close(descriptor)
+
+    def _open(self, number: int) -> int:
+        return os.open(self._paths[number], os.O_RDONLY | os.O_CLOEXEC)
+
+    def _explain(self, start: int, size: int) -> None:
+        """Raise the error for what could not be read: why, Python can tell."""
+        bases = _in_bytes(self._bases, self._dtype)
+        number = int(np.searchsorted(bases, start, side="right")) - 1
+        path = self._paths[number]
+        with path.open("rb") as file:
+            os.pread(file.fileno(), size, start - int(bases[number]))
+        raise OSError(errno.EIO, "a part of this build is shorter than it was", str(path))
+
+
+def _most_open(wanted: int) -> int:
+    """Return how many files may stay open, after the process was allowed as many as it can be.
+
+    The usual limit of 1,024 is there for programs that use ``select``.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < wanted + _OTHER_FILES:
+        more = wanted + _OTHER_FILES if hard == unlimited else min(wanted + _OTHER_FILES, hard)
+        with contextlib.suppress(OSError, ValueError):  # some systems have a lower limit yet
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+    return wanted if soft == unlimited else max(soft - _OTHER_FILES, 0)
 
 
 def gather(
@@ -118,44 +178,56 @@ def _in_bytes(column: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.int64]:
     return column.astype(np.int64) * dtype.itemsize
 
 
-def _read(
-    path: Path,
-    starts: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    out: NDArray[Any],
-    buffer: NDArray[np.uint8],
-) -> None:
-    with path.open("rb", buffering=0) as file:
-        done = _read_runs(file.fileno(), starts, sizes, targets, out, buffer)
-        if done < len(starts):  # why, Python can tell
-            os.pread(file.fileno(), int(sizes[done]), int(starts[done]))
-            raise OSError(errno.EIO, "a part of this build is shorter than it was", str(path))
+@compiled
+def _read_parts(descriptors, bases, stops, starts, sizes, targets, i, out, buffer):  # type: ignore[no-untyped-def]
+    """Copy pieces of files, those of one after another; everything in bytes.
+
+    Args:
+        descriptors: of the files; ``_NO_FILE`` stands for one that is 1 everywhere.
+        bases: where each file starts among all.
+        stops: number of the piece after each file's last.
+        starts: where each piece starts among all files.
+        sizes: of the pieces.
+        targets: where each goes to.
+        i: number of the first piece.
+        out: to write to.
+        buffer: for what is read at once.
+
+    Returns:
+        The number of the next piece: the last of ``stops``, unless that piece cannot be read.
+    """
+    for k in range(len(descriptors)):
+        if descriptors[k] == _NO_FILE:
+            while i < stops[k]:
+                out[targets[i] : targets[i] + sizes[i]] = 1
+                i += 1
+        else:
+            i = _read_runs(
+                descriptors[k], bases[k], starts, sizes, targets, i, stops[k], out, buffer
+            )
+            if i < stops[k]:
+                break
+    return i
 
 
 @compiled
-def _read_runs(descriptor, starts, sizes, targets, out, buffer):  # type: ignore[no-untyped-def]
-    """Copy pieces of a file; everything in bytes.
-
-    Returns:
-        How many pieces were read: all, unless the next one cannot be.
-    """
+def _read_runs(descriptor, base, starts, sizes, targets, i, last, out, buffer):  # type: ignore[no-untyped-def]
+    """Copy pieces of a file from the ``i``-th to ``last``; see ``_read_parts``."""
     target, held = np.uint64(out.ctypes.data), np.uint64(buffer.ctypes.data)
-    i = 0
-    while i < len(starts):
+    while i < last:
         start, stop, after = starts[i], starts[i] + sizes[i], i + 1
-        while after < len(starts) and starts[after] <= stop + _GAP:
+        while after < last and starts[after] <= stop + _GAP:
             further = max(stop, starts[after] + sizes[after])
             if further - start > len(buffer):
                 break
             stop = further
             after += 1
+        size, offset = np.uint64(stop - start), start - base
         if after == i + 1:
-            to = target + np.uint64(targets[i])
-            if not read_at(descriptor, to, np.uint64(sizes[i]), start):
+            if not read_at(descriptor, target + np.uint64(targets[i]), size, offset):
                 return i
         else:
-            if not read_at(descriptor, held, np.uint64(stop - start), start):
+            if not read_at(descriptor, held, size, offset):
                 return i
             for k in range(i, after):
                 move(
@@ -172,9 +244,3 @@ def _pick(held, starts, sizes, out, targets):  # type: ignore[no-untyped-def]
     target, source = np.uint64(out.ctypes.data), np.uint64(held.ctypes.data)
     for i in range(len(starts)):
         move(target + np.uint64(targets[i]), source + np.uint64(starts[i]), np.uint64(sizes[i]))
-
-
-@compiled
-def _fill(sizes, out, targets):  # type: ignore[no-untyped-def]
-    for i in range(len(targets)):
-        out[targets[i] : targets[i] + sizes[i]] = 1

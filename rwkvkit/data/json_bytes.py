@@ -7,7 +7,7 @@ return -1 and say nothing about its validity.
 
 import numpy as np
 
-from rwkvkit.data.vectors import WIDTH, breaks_utf8, copy, lowest, odd_bytes
+from rwkvkit.data.vectors import WIDTH, breaks_utf8, copy, is_ascii, lowest, odd_bytes
 from rwkvkit.tokenizer.jit import compiled
 from rwkvkit.tokenizer.machine import load8, load16, store8
 
@@ -64,7 +64,8 @@ def is_utf8(text):  # type: ignore[no-untyped-def]
         return at == len(text)
     start = np.uint64(text.ctypes.data)
     while at + WIDTH <= len(text):
-        if breaks_utf8(start + np.uint64(at)):
+        here = start + np.uint64(at)
+        if not is_ascii(here) and breaks_utf8(here):
             return False
         at += WIDTH
     seen = at

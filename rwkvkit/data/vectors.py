@@ -69,6 +69,18 @@ def copy(_, source, target):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def is_ascii(_, address):  # type: ignore[no-untyped-def]
+    """Return whether ``WIDTH`` bytes and the three before them are all ASCII."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        there = builder.or_(_load(builder, arguments[0]), _load(builder, arguments[0], 3))
+        high = builder.bitcast(builder.icmp_signed("<", there, _all(0)), _MASK)
+        return builder.icmp_unsigned("==", high, ir.Constant(_MASK, 0))
+
+    return types.boolean(types.uint64), generate
+
+
+@intrinsic
 def breaks_utf8(_, address):  # type: ignore[no-untyped-def]
     """Return whether any of ``WIDTH`` bytes cannot stand behind the three before it in UTF-8.
 

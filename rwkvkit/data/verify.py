@@ -9,6 +9,7 @@ from rwkvkit import files
 from rwkvkit.data.binidx import Binidx, bin_path, open_binidx
 from rwkvkit.data.finish import VALIDATION
 from rwkvkit.data.manifest import Counts, Manifest, manifest_path, read_manifest
+from rwkvkit.data.stages import PlanResult
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.text import Tokenizer, load_tokenizer
 from rwkvkit.tokenizer.world import WorldTokenizer
@@ -23,7 +24,8 @@ def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Itera
 
     Checked are the size and hash of every file the manifest names, the counts, the index against
     the data, the range of every token, and of a sample of documents that they end as documents do
-    and decode to text; with the World tokenizer, that the text encodes to the same tokens.
+    and decode to text; with the World tokenizer, that the text encodes to the same tokens; at last
+    magic prime and exit tokens.
 
     Args:
         prefix: path of the dataset, with or without suffix.
@@ -60,6 +62,9 @@ def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Itera
         yield f"{own.name}: all {data.n_tokens:,} tokens are in 0..{tokenizer.max_id}"
         checked = _check_samples(data, tokenizer, segmented=_segmented(manifest))
         yield f"{own.name}: {checked} sample documents are text"
+    if manifest.plan:
+        _check_plans([manifest.plan, *manifest.plans], manifest.tokens, path)
+        yield f"the magic prime is {manifest.plan.magic_prime}, as sympy finds it"
 
 
 def _check_file(path: Path, size: int, sha256: str) -> None:
@@ -119,6 +124,26 @@ def _check_samples(data: Binidx, tokenizer: Tokenizer, *, segmented: bool) -> in
         if not segmented and not np.array_equal(tokenizer.encode(text), tokens[:-1]):
             raise DataError("its text does not encode to its tokens", where=where, hint=_DAMAGED)
     return len(numbers)
+
+
+def _check_plans(plans: list[PlanResult], n_tokens: int, path: Path) -> None:
+    """Check exit tokens and magic primes, these with another program than the one they are from."""
+    from sympy import isprime
+
+    for plan in plans:
+        prime, slots = plan.magic_prime, n_tokens // max(plan.ctx_len, 1)
+        is_one = prime < slots and prime % 3 == 2 and isprime(prime)
+        if (
+            plan.my_exit_tokens != n_tokens
+            or not is_one
+            or any(isprime(larger) for larger in range(prime + 3, slots, 3))
+        ):
+            raise DataError(
+                f"magic_prime {prime} and my_exit_tokens {plan.my_exit_tokens} are not those of "
+                f"{n_tokens} tokens at ctx_len {plan.ctx_len}",
+                where=str(manifest_path(path)),
+                hint=_DAMAGED,
+            )
 
 
 def _segmented(manifest: Manifest) -> bool:

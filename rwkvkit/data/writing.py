@@ -104,6 +104,13 @@ class CorpusWriter:
         self._readers = {suffix: Reader(corpus, suffix) for suffix in self._suffixes}
         self._block_bytes = self._choose_block(memory // 4)
 
+    def __enter__(self) -> "CorpusWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self._readers.values():
+            reader.close()
+
     def write(self, prefix: Path, order: Order) -> BinidxWriter:
         """Write the training set in its order; return the closed writer."""
         total = count_output(self._selection, order)

@@ -20,7 +20,7 @@ from rwkvkit.tokenizer import trie
 _FILE_NAME = "rwkv_vocab_v20230424.txt"
 _MAX_ID = 65535
 _MAX_BYTES = 128  # a cell has 8 bits for how far a walk goes back; see trie
-_CACHE_VERSION = 3  # part of the cache's file name; raise it when the tables change
+_CACHE_VERSION = 4  # part of the cache's file name; raise it when the tables change
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def test_a_good_dataset(folder: Path, run) -> None:
     assert part.code == 4
     assert f"hint: it is part of another dataset: rwkvkit verify {DATA} checks both" in part.err
     facts = run("verify", DATA, "--vocab", "bytes.txt", "--json").facts
-    assert len(facts["verified"]) == 7
+    assert len(facts["verified"]) == 8
     other = run("verify", DATA)
     assert other.code == 4
     assert "another vocabulary" in other.err
@@ -81,6 +81,28 @@ def test_wrong_tokens_are_found(folder: Path, run, place: int, token: int, messa
     outcome = run("verify", DATA, "--vocab", "bytes.txt")
     assert outcome.code == 4
     assert message in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("magic_prime", lambda prime: prime - 6),  # mostly no prime
+        ("magic_prime", lambda prime: prime + 3),
+        ("magic_prime", lambda prime: 5),  # one, but not the largest
+        ("magic_prime", lambda prime: -1),
+        ("my_exit_tokens", lambda tokens: tokens - 1),
+        ("ctx_len", lambda ctx_len: 0),
+    ],
+)
+def test_wrong_plans_are_found(folder: Path, run, name: str, wrong) -> None:
+    assert run("prepare", "r.yaml").code == 0
+    record = folder / f"{DATA}.manifest.json"
+    manifest = json.loads(record.read_text())
+    manifest["plan"][name] = wrong(manifest["plan"][name])
+    record.write_text(json.dumps(manifest))
+    outcome = run("verify", DATA, "--vocab", "bytes.txt")
+    assert outcome.code == 4
+    assert f"{name} {manifest['plan'][name]}" in outcome.err
 
 
 def test_no_manifest_to_go_by(folder: Path, run) -> None:

@@ -80,13 +80,14 @@ def test_what_lies_close_is_read_at_once(tmp_path, monkeypatch):
     starts = np.array([0, 10, 20, 30 + GAP, 40 + GAP, 60 + 3 * GAP])
     sizes = np.full(6, 10)
     buffer = np.empty(RUN, np.uint8)
-    done = gathering._read_runs.py_func(0, starts, sizes, starts, stored.tokens, buffer)
+    read = gathering._read_runs.py_func
+    done = read(0, 0, starts, sizes, starts, 0, 6, stored.tokens, buffer)
     assert done == 6
     assert calls == [(0, 50 + GAP), (60 + 3 * GAP, 10)]
     calls.clear()
     starts = np.arange(0, 3 * RUN, GAP)
     sizes = np.full(len(starts), GAP)
-    gathering._read_runs.py_func(0, starts, sizes, starts, stored.tokens, buffer)
+    read(0, 0, starts, sizes, starts, 0, len(starts), stored.tokens, buffer)
     assert [size for _, size in calls] == [RUN, RUN, RUN]
 
 
