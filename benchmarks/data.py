@@ -88,6 +88,9 @@ def measure(
     rate = isolated(encoder_rate, str(corpus))
     results["encoder_mb_per_s"] = rate
     print(f"encoder alone, one core: {rate:.0f} MB/s of text")
+    rate = isolated(sha256_rate)
+    results["sha256_mb_per_s"] = rate
+    print(f"SHA-256, one core, which says how fast the machine is today: {rate:.0f} MB/s")
 
     subjects: dict[str, tuple[Any, ...]] = {_PLAIN: (plain_loop, str(corpus), str(folder / "out"))}
     for workers, passes in builds:
@@ -122,11 +125,13 @@ def in_turn(
 ) -> Iterator[tuple[str, list[tuple[float, float, int]]]]:
     """Run the subjects one after another, so often; yield each with all its runs.
 
-    A machine's slow minutes then touch all of them.
+    A machine's slow minutes then touch all of them, and none waits for the disk to store what the
+    one before it left.
     """
     runs: dict[str, list[tuple[float, float, int]]] = {name: [] for name in subjects}
     for _ in range(rounds):
         for name, call in subjects.items():
+            os.sync()
             runs[name].append(isolated(*call))
     yield from runs.items()
 
@@ -267,6 +272,17 @@ def encoder_rate(corpus: str) -> float:
         tokenizer.encode_joined(text)
         seconds.append(time.perf_counter() - start)
     return len(buffer) / 1e6 / min(seconds)
+
+
+def sha256_rate() -> float:
+    """Return MB/s of the hash that inputs and outputs get, the best of five."""
+    block = bytes(64 << 20)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        hashlib.sha256(block).digest()
+        seconds.append(time.perf_counter() - start)
+    return len(block) / 1e6 / min(seconds)
 
 
 def cpu_seconds() -> float:
