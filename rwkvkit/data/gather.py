@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvkit.data.blocks import Block
 from rwkvkit.data.corpus import Corpus
 from rwkvkit.data.parts import TOKENS
 from rwkvkit.tokenizer.jit import compiled
@@ -127,27 +128,21 @@ def _most_open(wanted: int) -> int:
     return wanted if soft == unlimited else max(soft - _OTHER_FILES, 0)
 
 
-def gather(
-    read: Read,
-    places: NDArray[np.int64],
-    sizes: NDArray[np.int32],
-    out: NDArray[Any],
-    threads: int,
-) -> None:
-    """Fill ``out`` with what documents hold, in whatever order they lie, one after another.
+def gather(read: Read, block: Block, out: NDArray[Any], threads: int) -> None:
+    """Fill ``out`` with what the documents of a block hold, one after another.
 
     Args:
         read: copies some of them.
-        places: where each lies.
-        sizes: tokens in each; they sum up to the length of ``out``.
-        out: to write to.
+        block: which, and where each goes.
+        out: to write to, as long as the block.
         threads: how many read at a time, at most.
     """
     threads = min(threads, 1 + out.nbytes // _FOR_A_THREAD)
-    assert len(out) == sizes.sum(dtype=np.int64)  # what copies does not check it
-    targets = np.cumsum(sizes, dtype=np.int64) - sizes
-    order = np.argsort(places)
-    places, sizes, targets = places[order], sizes[order], targets[order]
+    assert len(out) == block.n_tokens  # what copies does not check it
+    places, sizes, targets = block.places, block.sizes, block.targets
+    if (places[1:] < places[:-1]).any():
+        order = np.argsort(places)
+        places, sizes, targets = places[order], sizes[order], targets[order]
     if threads == 1:
         read(places, sizes, out, targets)
         return

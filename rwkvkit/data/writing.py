@@ -19,25 +19,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvkit.data.binidx_writer import BinidxWriter
+from rwkvkit.data.blocks import PIECE_BYTES, Block, by_key, in_order
 from rwkvkit.data.buckets import KEY, Buckets, bucket_count
 from rwkvkit.data.corpus import TRAIN, VALIDATION, Corpus, Documents
 from rwkvkit.data.gather import Reader, gather, pick
-from rwkvkit.data.order import make_keys, sorted_order
+from rwkvkit.data.order import make_keys
 from rwkvkit.data.parts import MASK, TOKENS
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.selection import Selection
 
 _ENTRY = np.dtype([(KEY, "<u8"), ("place", "<i8"), ("size", "<i4")])
 _ENTRY_BYTES = 3 * _ENTRY.itemsize  # of memory for an entry while its bucket is sorted
-_PIECE_BYTES = 64  # of memory for a document while its block is gathered
 _LONG = 4 << 10  # bytes of a document that is read by itself, in whatever block it stands
 _BLOCK = 8 << 20  # bytes of a block of long documents
-_SHARE = 6  # of the corpus that a block of short ones has at most: one is written in the end
+_SHARE = 8  # of the corpus that a block of short ones has: fewer read less, more take less memory
 _CGROUP = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" where there is no limit
 
 Shuffle = Literal["keys", "reference"]
-Piece = tuple[NDArray[np.int64], NDArray[np.int32]]
-"""Places and sizes of some documents that follow one another in the output."""
 Read = Callable[[str, NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[np.int64]], None]
 """Copies what documents hold in the files of a suffix, which comes first; see ``gather.Read``."""
 Rooms = dict[str, NDArray[Any]]
@@ -120,17 +118,23 @@ class CorpusWriter:
         """Write the validation set, each document once in natural order; return the writer."""
         some = list(self._selection.documents(VALIDATION))
         total = sum(int(documents.sizes.sum(dtype=np.int64)) for documents in some)
-        pieces = ((self._read, (documents.places, documents.sizes)) for documents in some)
-        return self._write(prefix, pieces, total)
+        blocks = (
+            (self._read, block)
+            for documents in some
+            for block in self._in_order(documents.places, documents.sizes)
+        )
+        return self._write(prefix, blocks, total)
 
-    def _passes(self, order: Order, n_entries: int) -> Iterator[tuple[Read, Piece]]:
+    def _passes(self, order: Order, n_entries: int) -> Iterator[tuple[Read, Block]]:
         if order.shuffle is None:
             for _ in range(order.epochs):
                 for documents, _ in self._occurrences(order):
-                    yield self._read, (documents.places, documents.sizes)
+                    for block in self._in_order(documents.places, documents.sizes):
+                        yield self._read, block
         elif order.shuffle == "reference":
-            for piece in self._reference_passes(order):
-                yield self._read, piece
+            for places, sizes in self._reference_passes(order):
+                for block in self._in_order(places, sizes):
+                    yield self._read, block
         else:
             for number in range(order.epochs):
                 yield from self._sorted_pass(order, number, n_entries)
@@ -142,8 +146,14 @@ class CorpusWriter:
                 for documents in self._selection.documents(TRAIN, source):
                     yield documents, copy
 
-    def _reference_passes(self, order: Order) -> Iterator[Piece]:
-        """Shuffle a list again for each pass, as the reference does with its lines."""
+    def _reference_passes(
+        self, order: Order
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
+        """Shuffle a list again for each pass, as the reference does with its lines.
+
+        Yields:
+            Places and sizes of the documents of a pass.
+        """
         pieces = [(some.places, some.sizes) for some, _ in self._occurrences(order)]
         places, sizes = (np.concatenate(column) for column in zip(*pieces, strict=True))
         lines = list(range(len(places)))
@@ -155,13 +165,14 @@ class CorpusWriter:
 
     def _sorted_pass(
         self, order: Order, number: int, n_entries: int
-    ) -> Iterator[tuple[Read, Piece]]:
+    ) -> Iterator[tuple[Read, Block]]:
         carried = self._carry_tokens()
         share = n_entries / max(self._corpus.n_documents, 1)
         n_bytes = _ENTRY_BYTES * n_entries + (round(share * self._token_bytes()) if carried else 0)
         count = bucket_count(n_bytes, self._memory)
         if count == 1:
-            yield self._read, self._sorted(order, number, n_entries)
+            for block in self._by_key(*self._columns(order, number, n_entries)):
+                yield self._read, block
             return
         buckets = Buckets(self._folder / "pass", count, _ENTRY)
         rooms: Rooms = {}
@@ -171,7 +182,7 @@ class CorpusWriter:
             entries["place"], entries["size"] = documents.places, documents.sizes
             for bucket, own in buckets.add(entries):
                 if carried:
-                    for block in self._blocks((entries["place"][own], entries["size"][own])):
+                    for block in self._in_order(entries["place"][own], entries["size"][own]):
                         for suffix, data in self._gather(self._read, block, rooms).items():
                             buckets.append(bucket, suffix, data)
         for bucket in range(buckets.count):
@@ -184,12 +195,14 @@ class CorpusWriter:
                     for suffix in self._suffixes
                 }
                 read = partial(_read_held, held)
-            entries = entries[sorted_order(entries[KEY])]
-            yield read, (entries["place"].copy(), entries["size"].copy())
+            for block in self._by_key(*(entries[name].copy() for name in (KEY, "place", "size"))):
+                yield read, block
         buckets.close()
 
-    def _sorted(self, order: Order, number: int, n_entries: int) -> Piece:
-        """Return a whole pass in its order."""
+    def _columns(
+        self, order: Order, number: int, n_entries: int
+    ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int32]]:
+        """Return keys, places and sizes of a whole pass."""
         keys = np.empty(n_entries, np.uint64)
         places = np.empty(n_entries, np.int64)
         sizes = np.empty(n_entries, np.int32)
@@ -200,8 +213,15 @@ class CorpusWriter:
             places[own], sizes[own] = documents.places, documents.sizes
             start = own.stop
         assert start == n_entries
-        ordered = sorted_order(keys)
-        return places[ordered], sizes[ordered]
+        return keys, places, sizes
+
+    def _in_order(self, places: NDArray[np.int64], sizes: NDArray[np.int32]) -> Iterator[Block]:
+        return in_order(places, sizes, self._token_width(), self._block_bytes)
+
+    def _by_key(
+        self, keys: NDArray[np.uint64], places: NDArray[np.int64], sizes: NDArray[np.int32]
+    ) -> Iterator[Block]:
+        return by_key(keys, places, sizes, self._token_width(), self._block_bytes)
 
     def _carry_tokens(self) -> bool:
         """Whether tokens go through the buckets: else the disk would have to seek each document."""
@@ -221,13 +241,13 @@ class CorpusWriter:
 
     def _choose_block(self, most: int) -> int:
         """Return how many bytes a block has: with more, fewer short documents are read alone."""
-        n_bytes = self._token_bytes()
-        if n_bytes > _LONG * self._corpus.n_documents or self._carry_tokens():
+        n_bytes, n_documents = self._token_bytes(), self._corpus.n_documents
+        if n_bytes > _LONG * n_documents or self._carry_tokens():
             return min(most, _BLOCK)
-        return min(most, max(_BLOCK, n_bytes // _SHARE))
+        return min(most, max(_BLOCK, (n_bytes + PIECE_BYTES * n_documents) // _SHARE + 1))
 
     def _write(
-        self, prefix: Path, pieces: Iterator[tuple[Read, Piece]], n_tokens: int
+        self, prefix: Path, blocks: Iterator[tuple[Read, Block]], n_tokens: int
     ) -> BinidxWriter:
         """Gather blocks, while a thread writes and hashes the one before."""
         width = self._corpus.dtype.itemsize
@@ -244,42 +264,24 @@ class CorpusWriter:
                 documents, done = writer.n_documents, writer.n_tokens
                 self._report(Progress("write", width * done, width * n_tokens, documents, done, 0))
 
-            blocks = ((read, block) for read, piece in pieces for block in self._blocks(piece))
             for number, (read, block) in enumerate(blocks):
                 gathered = self._gather(read, block, rooms[number % 2])
                 wait()
                 tokens, mask = gathered[TOKENS], gathered.get(MASK)
-                written = thread.submit(writer.add_many, tokens, block[1], mask)
+                written = thread.submit(writer.add_many, tokens, block.ordered, mask)
             wait()
         return writer
 
-    def _blocks(self, piece: Piece) -> Iterator[Piece]:
-        """Cut documents into blocks."""
-        places, sizes = piece
-        width = self._token_width()
-        step = max(1, self._block_bytes // _PIECE_BYTES)
-        for first in range(0, len(sizes), step):
-            own_places, own_sizes = places[first : first + step], sizes[first : first + step]
-            stops = np.cumsum(own_sizes * np.int64(width) + _PIECE_BYTES)
-            start = 0
-            while start < len(own_sizes):
-                before = stops[start - 1] if start else 0
-                stop = int(np.searchsorted(stops, before + self._block_bytes, side="right"))
-                stop = max(stop, start + 1)
-                yield own_places[start:stop], own_sizes[start:stop]
-                start = stop
-
-    def _gather(self, read: Read, block: Piece, rooms: Rooms) -> Rooms:
+    def _gather(self, read: Read, block: Block, rooms: Rooms) -> Rooms:
         """Return what the documents of a block hold, one after another; it lies in ``rooms``."""
-        places, sizes = block
-        count = int(sizes.sum(dtype=np.int64))
+        count = block.n_tokens
         gathered = {}
         for suffix in self._suffixes:
             if len(rooms.get(suffix, ())) < count:
                 most = self._block_bytes // self._token_width()
                 rooms[suffix] = np.empty(max(count, most), self._dtype(suffix))
             gathered[suffix] = rooms[suffix][:count]
-            gather(partial(read, suffix), places, sizes, gathered[suffix], self._threads)
+            gather(partial(read, suffix), block, gathered[suffix], self._threads)
         return gathered
 
 

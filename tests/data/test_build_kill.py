@@ -11,8 +11,11 @@ import pytest
 
 SCRIPT = """
 import sys
+from rwkvkit.data import encoding
 from rwkvkit.data.build import Build
 from rwkvkit.data.stages import Encode, Plan, Read, RepeatShuffle, WriteBinidx
+
+encoding._TELL_SECONDS = 0  # every step is told
 
 def stop_at(progress):
     # Says that it has come to the wanted place, and waits there to be killed.

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rwkvkit.data import gather as gathering
+from rwkvkit.data.blocks import Block
 from rwkvkit.data.gather import Reader, gather, pick
 from rwkvkit.data.parts import MASK, TOKENS
 
@@ -35,6 +36,13 @@ class Stored:
             parts.append(SimpleNamespace(path=path, record=SimpleNamespace(checksums=files)))
         self.corpus = SimpleNamespace(bases=self.bases, dtype=np.dtype(np.uint16), parts=parts)
 
+    def block(self, which: np.ndarray) -> Block:
+        """Documents that stand in that order in the output, listed in another."""
+        sizes = self.sizes[which].astype(np.int32)
+        listed = np.random.default_rng(1).permutation(len(which))
+        targets = np.cumsum(sizes, dtype=np.int64) - sizes
+        return Block(self.places[which][listed], sizes[listed], targets[listed], sizes)
+
     def expected(self, data: np.ndarray, which: np.ndarray) -> np.ndarray:
         pieces = [data[self.places[i] : self.places[i] + self.sizes[i]] for i in which]
         return np.concatenate([data[:0], *pieces])
@@ -56,7 +64,6 @@ def test_any_documents_in_any_order(tmp_path, seed, threads, monkeypatch):
         np.array([7]),
         np.arange(0),
     ):
-        places, sizes = stored.places[which], stored.sizes[which].astype(np.int32)
         for read, data in (
             (Reader(stored.corpus, TOKENS).read, stored.tokens),
             (Reader(stored.corpus, MASK).read, stored.mask),
@@ -64,7 +71,7 @@ def test_any_documents_in_any_order(tmp_path, seed, threads, monkeypatch):
         ):
             expected = stored.expected(data, which)
             room = np.full(len(expected) + 2, 7, data.dtype)
-            gather(read, places, sizes, room[1:-1], threads)
+            gather(read, stored.block(which), room[1:-1], threads)
             assert np.array_equal(room[1:-1], expected)
             assert room[0] == room[-1] == 7
 
@@ -100,7 +107,7 @@ def test_a_part_that_was_cut_is_named(tmp_path):
     read = Reader(stored.corpus, TOKENS).read
     for threads in (1, 3):
         with pytest.raises(OSError, match="shorter than it was") as caught:
-            gather(read, stored.places, stored.sizes, out, threads)
+            gather(read, stored.block(np.arange(150)), out, threads)
         assert caught.value.filename == str(path)
 
 
@@ -109,4 +116,4 @@ def test_a_part_that_is_gone_is_named(tmp_path):
     (tmp_path / f"2.{TOKENS}").unlink()
     out = np.empty(len(stored.tokens), np.uint16)
     with pytest.raises(FileNotFoundError, match=rf"2\.{TOKENS}"):
-        gather(Reader(stored.corpus, TOKENS).read, stored.places, stored.sizes, out, 2)
+        gather(Reader(stored.corpus, TOKENS).read, stored.block(np.arange(150)), out, 2)
