@@ -28,7 +28,6 @@ Read = Callable[[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[np.int64
 _GAP = 8 << 10  # bytes between documents that take less time to read than another call
 _RUN = 256 << 10  # bytes that are read at once
 _FOR_A_THREAD = 1 << 20  # bytes that are worth one
-_TOGETHER = 64  # parts that one call of a loop reads
 _OTHER_FILES = 256  # that the process may have open besides
 _NO_FILE, _CLOSED = -1, -2  # in place of a descriptor
 
@@ -76,8 +75,10 @@ class Reader:
         columns = [_in_bytes(column, self._dtype) for column in (places, sizes, targets)]
         bases = _in_bytes(self._bases, self._dtype)
         buffer = np.empty(_RUN, np.uint8)
-        for first in range(0, len(numbers), _TOGETHER):
-            some = numbers[first : first + _TOGETHER]
+        closed = (self._descriptors[numbers] == _CLOSED).any()
+        step = 1 if closed else max(len(numbers), 1)  # one more file at a time
+        for first in range(0, len(numbers), step):
+            some = numbers[first : first + step]
             start, stops = int(bounds[some[0]]), bounds[some + 1]
             with self._opened(some) as descriptors:
                 done = _read_parts(
@@ -114,18 +115,21 @@ class Reader:
 
 
 def _most_open(wanted: int) -> int:
-    """Return how many files may stay open, after the process was allowed as many as it can be.
+    """Return how many files one of two readers may keep open.
 
-    The usual limit of 1,024 is there for programs that use ``select``.
+    The process is allowed more files for that, if it can be: the usual limit of 1,024 is there for
+    programs that use ``select``.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    unlimited = resource.RLIM_INFINITY
-    if soft != unlimited and soft < wanted + _OTHER_FILES:
-        more = wanted + _OTHER_FILES if hard == unlimited else min(wanted + _OTHER_FILES, hard)
+    unlimited, needed = resource.RLIM_INFINITY, 2 * wanted + _OTHER_FILES
+    if soft == unlimited:
+        return wanted
+    if soft < needed:
+        more = needed if hard == unlimited else min(needed, hard)
         with contextlib.suppress(OSError, ValueError):  # some systems have a lower limit yet
             resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
             soft = more
-    return wanted if soft == unlimited else max(soft - _OTHER_FILES, 0)
+    return max(soft - _OTHER_FILES, 0) // 2
 
 
 def gather(read: Read, block: Block, out: NDArray[Any], threads: int) -> None:

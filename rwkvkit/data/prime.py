@@ -7,7 +7,7 @@ import numpy as np
 from rwkvkit.errors import DataError
 
 _MIN_SLOTS = 3  # the smallest number of slots with such a prime, 2
-_MOST_DIVIDED = 10**10  # slots: divisors up to 10**5, which takes a fraction of a millisecond
+_MOST_DIVIDED = 10**10  # which has divisors up to 10**5
 
 
 def magic_prime(n_tokens: int, ctx_len: int) -> int:
@@ -68,8 +68,8 @@ def _largest_prime(slots: int) -> int:
 def _is_prime(n: int) -> bool:
     """Return whether ``n``, at least 2, is a prime.
 
-    By division: loading sympy takes as long as preparing 50 MB of text, and no corpus of today has
-    as many slots as it takes for sympy to be faster.
+    As long as that takes a fraction of a millisecond, by division: loading sympy takes as long as
+    preparing 50 MB of text.
     """
     if n > _MOST_DIVIDED:
         from sympy import isprime

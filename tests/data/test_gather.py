@@ -1,4 +1,6 @@
+import resource
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +12,10 @@ from rwkvkit.data.gather import Reader, gather, pick
 from rwkvkit.data.parts import MASK, TOKENS
 
 GAP, RUN = gathering._GAP, gathering._RUN
+
+
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 class Stored:
@@ -49,12 +55,16 @@ class Stored:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("most_open", [0, 1, 3])
 @pytest.mark.parametrize("seed", range(4))
-def test_any_documents_in_any_order(tmp_path, seed, threads, monkeypatch):
+def test_any_documents_in_any_order(tmp_path, seed, threads, most_open, monkeypatch):
     monkeypatch.setattr(gathering, "_FOR_A_THREAD", 1000)
+    monkeypatch.setattr(gathering, "_most_open", lambda _: most_open)
+    before = open_files()
     stored = Stored(tmp_path, seed)
     rng = np.random.default_rng(seed)
     picked = partial(pick, stored.tokens)
+    tokens, mask = Reader(stored.corpus, TOKENS), Reader(stored.corpus, MASK)
     # All in order, all out of order, a few, some of them twice, one, none.
     for which in (
         np.arange(150),
@@ -65,8 +75,8 @@ def test_any_documents_in_any_order(tmp_path, seed, threads, monkeypatch):
         np.arange(0),
     ):
         for read, data in (
-            (Reader(stored.corpus, TOKENS).read, stored.tokens),
-            (Reader(stored.corpus, MASK).read, stored.mask),
+            (tokens.read, stored.tokens),
+            (mask.read, stored.mask),
             (picked, stored.tokens),
         ):
             expected = stored.expected(data, which)
@@ -74,6 +84,30 @@ def test_any_documents_in_any_order(tmp_path, seed, threads, monkeypatch):
             gather(read, stored.block(which), room[1:-1], threads)
             assert np.array_equal(room[1:-1], expected)
             assert room[0] == room[-1] == 7
+    assert open_files() == before + min(most_open, 3) + min(most_open, 2)
+    tokens.close()
+    mask.close()
+    assert open_files() == before
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "kept", "raised"),
+    [
+        (1024, 4096, 100, 384, None),
+        (1024, 4096, 500, 500, 1256),
+        (1024, 2000, 5000, 872, 2000),
+        (1024, -1, 5000, 5000, 10256),
+        (-1, -1, 5000, 5000, None),
+        (200, 200, 5000, 0, 200),
+    ],
+)
+def test_as_many_files_stay_open_as_may(soft, hard, wanted, kept, raised, monkeypatch):
+    limits = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, to: limits.append(to))
+    monkeypatch.setattr(resource, "RLIM_INFINITY", -1)
+    assert gathering._most_open(wanted) == kept
+    assert limits == ([] if raised is None else [(raised, hard)])
 
 
 def test_what_lies_close_is_read_at_once(tmp_path, monkeypatch):
