@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from reader_cases import ROWS, read, written
 
 from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.inputs import find_files
-from rwkvkit.data.readers import file_chunks, tables
+from rwkvkit.data.readers import tables
 from rwkvkit.data.sources import Source
 from rwkvkit.data.stages import Encode, Read
 from rwkvkit.errors import DataError
@@ -169,19 +170,22 @@ def test_rows_of_all_ranges_count(build, tmp_path, rows):
     assert [json.loads(line)["line"] for line in lines] == [62, 91]
 
 
-def test_groups_in_an_odd_place_are_in_one_range_and_in_order(tmp_path, monkeypatch):
-    path = one_table([f"{i}" for i in range(40)], tmp_path / "t.parquet", row_group_size=5)
-    places = iter([])
-    monkeypatch.setattr(tables, "_place", lambda _: next(places))
-    for odd in ([9, 4, 700, 600, 5, 10**12, 0, 800], [-5] * 8, [10**15] * 8):
-        seen = []
-        for start in range(0, Path(path).stat().st_size, 200):
-            places = iter(odd)
-            [file] = find_files([Source(path=path)])
-            span = (start, min(start + 200, file.size))
-            for chunk in file_chunks(0, file, 1 << 20, {}, span):
-                seen += range(chunk.start, chunk.stop)
-        assert seen == list(range(40))
+@pytest.mark.parametrize(
+    "sizes", [[5, 0, -9, 2**62, 2**62, 2**63 - 1, 1], [0] * 8, [-5] * 8, [2**63 - 1] * 8, [7], []]
+)
+def test_groups_of_odd_sizes_lie_in_the_file_and_in_order(sizes):
+    groups = [SimpleNamespace(total_byte_size=size) for size in sizes]
+    for size in (1, 700, 10**12):
+        places = tables._places(groups, size)
+        assert len(places) == len(groups)
+        assert (np.diff(places, prepend=0) >= 0).all()
+        assert (places < size).all()
+        assert not len(places) or places[0] == 0
+
+
+def test_groups_are_about_where_they_lie():
+    groups = [SimpleNamespace(total_byte_size=size) for size in (100, 300, 500, 100)]
+    assert tables._places(groups, 2000).tolist() == [0, 200, 800, 1800]
 
 
 # Text with a separator

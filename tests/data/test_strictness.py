@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -95,6 +96,21 @@ def test_a_damaged_table_is_an_error_or_reads_as_it_was(folder, data):
         content[at] ^= data.draw(st.integers(1, 255))
     else:
         del content[at:]
+    check_damaged(path, content)
+
+
+@pytest.mark.parametrize("bits", [4, 53])
+def test_no_byte_of_a_table_ends_the_process(folder, bits):
+    path = folder / "table.parquet"
+    pq.write_table(pa.table({"text": ["a row"] * 50}), path, row_group_size=20)
+    content = bytearray(path.read_bytes())
+    for at in range(len(content)):
+        content[at] ^= bits
+        check_damaged(path, content)
+        content[at] ^= bits
+
+
+def check_damaged(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     failure, found = None, []
     try:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from rwkvkit.data.chat import ChatForm
 from rwkvkit.data.chunks import Chunk, opened
@@ -133,9 +134,7 @@ def _parquet_batches(
     _check_columns(file, parquet.schema_arrow.names)
     metas = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
     start, stop = span or (0, file.size)
-    # Whatever a damaged or odd file says, each group is in one span, and their order stays.
-    places = np.clip([_place(meta) for meta in metas], 0, file.size - 1).astype(np.int64)
-    first, after = np.searchsorted(np.maximum.accumulate(places), [start, stop])
+    first, after = np.searchsorted(_places(metas, file.size), [start, stop])
 
     def batches() -> Iterator[Any]:
         for group in range(first, after):
@@ -147,11 +146,16 @@ def _parquet_batches(
     return sum(meta.num_rows for meta in metas[:first]), batches()
 
 
-def _place(group: Any) -> int:
-    """Return where in the file a group of rows starts."""
-    column = group.column(0)
-    offsets = (column.dictionary_page_offset, column.data_page_offset)
-    return min(offset for offset in offsets if offset is not None)
+def _places(groups: list[Any], size: int) -> NDArray[np.int64]:
+    """Return about where in a file of ``size`` bytes each of its groups of rows starts.
+
+    By their sizes: to ask for the offset of a column ends the process where a damaged file lies
+    about that column (pyarrow 26). Whatever it says, each group is in one span, in their order.
+    """
+    sizes = np.array([max(group.total_byte_size, 1) for group in groups], np.float64)
+    stops = np.cumsum(sizes)
+    shares = np.concatenate([[0.0], stops[:-1]])[: len(sizes)] / stops[-1:]
+    return np.minimum(size * shares, size - 1).astype(np.int64)
 
 
 def _arrow_batches(raw: BinaryIO, file: InputFile) -> Iterator[Any]:
