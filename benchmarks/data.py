@@ -88,9 +88,6 @@ def measure(
     rate = isolated(encoder_rate, str(corpus))
     results["encoder_mb_per_s"] = rate
     print(f"encoder alone, one core: {rate:.0f} MB/s of text")
-    rate = isolated(sha256_rate)
-    results["sha256_mb_per_s"] = rate
-    print(f"SHA-256, one core, which says how fast the machine is today: {rate:.0f} MB/s")
 
     subjects: dict[str, tuple[Any, ...]] = {_PLAIN: (plain_loop, str(corpus), str(folder / "out"))}
     for workers, passes in builds:
@@ -272,17 +269,6 @@ def encoder_rate(corpus: str) -> float:
         tokenizer.encode_joined(text)
         seconds.append(time.perf_counter() - start)
     return len(buffer) / 1e6 / min(seconds)
-
-
-def sha256_rate() -> float:
-    """Return MB/s of the hash that inputs and outputs get, the best of five."""
-    block = bytes(64 << 20)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        hashlib.sha256(block).digest()
-        seconds.append(time.perf_counter() - start)
-    return len(block) / 1e6 / min(seconds)
 
 
 def cpu_seconds() -> float:

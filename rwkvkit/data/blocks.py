@@ -79,11 +79,13 @@ def by_key(
         width: bytes of a token, with all that lies beside it.
         n_bytes: what a block takes in memory, about.
     """
+    if not len(keys):
+        return
     needed = width * int(sizes.sum(dtype=np.int64)) + PIECE_BYTES * len(sizes)
     numbers = _numbers(keys, min(-(-needed // n_bytes), _MOST_BLOCKS))
     listed = np.argsort(numbers, kind="stable")
     stops = np.cumsum(np.bincount(numbers))
-    for own in np.split(listed, stops[:-1]) if len(keys) else ():
+    for own in np.split(listed, stops[:-1]):
         own_sizes = sizes[own]
         order = sorted_order(keys[own])
         ordered = own_sizes[order]
@@ -94,8 +96,6 @@ def by_key(
 
 def _numbers(keys: NDArray[np.uint64], count: int) -> NDArray[np.uint16]:
     """Cut the range of the keys into ``count``; return the number of each key's part."""
-    if not len(keys):
-        return np.empty(0, np.uint16)
     least = keys.min()
     span = int(keys.max() - least)
     shift = max(span.bit_length() - 32, 0)

@@ -19,7 +19,7 @@ from reader_cases import ROWS, read, written
 
 from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.inputs import find_files
-from rwkvkit.data.readers import tables
+from rwkvkit.data.readers import file_chunks, tables
 from rwkvkit.data.sources import Source
 from rwkvkit.data.stages import Encode, Read
 from rwkvkit.errors import DataError
@@ -181,6 +181,21 @@ def test_groups_of_odd_sizes_lie_in_the_file_and_in_order(sizes):
         assert (np.diff(places, prepend=0) >= 0).all()
         assert (places < size).all()
         assert not len(places) or places[0] == 0
+
+
+@pytest.mark.parametrize("odd", [[5, 0, -9, 2**62, 2**62, 9, 1, 1], [-5] * 8, [1] * 7 + [10**15]])
+def test_groups_of_odd_sizes_are_in_one_range_each(tmp_path, odd, monkeypatch):
+    path = one_table([f"{i}" for i in range(40)], tmp_path / "t.parquet", row_group_size=5)
+    groups = [SimpleNamespace(total_byte_size=size) for size in odd]
+    places = tables._places
+    monkeypatch.setattr(tables, "_places", lambda _, size: places(groups, size))
+    [file] = find_files([Source(path=path)])
+    seen = []
+    for start in range(0, file.size, 200):
+        span = (start, min(start + 200, file.size))
+        for chunk in file_chunks(0, file, 1 << 20, {}, span):
+            seen += range(chunk.start, chunk.stop)
+    assert seen == list(range(40))
 
 
 def test_groups_are_about_where_they_lie():
