@@ -1,10 +1,11 @@
 """Write a binidx pair; its layout is in ``rwkvkit.data.binidx``."""
 
-import hashlib
 import os
+import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -67,8 +68,8 @@ class BinidxWriter:
         with ExitStack() as stack:
             index = stack.enter_context(files.replacing(idx_path(self._prefix)))
             tokens = stack.enter_context(files.replacing(bin_path(self._prefix)))
-            self._index: BinaryIO = stack.enter_context(index.open("w+b"))
-            self._index.write(bytes(HEADER.size))
+            self._index = stack.enter_context(HashedFile(index))
+            self._sizes = stack.enter_context(tempfile.TemporaryFile(dir=index.parent))
             self._tokens = stack.enter_context(HashedFile(tokens))
             if self._masked:
                 mask = stack.enter_context(files.replacing(mask_path(self._prefix)))
@@ -88,6 +89,7 @@ class BinidxWriter:
                 stack.__exit__(kind, error, trace)
                 return
             self._write_index()
+            self.idx_sha256 = self._index.finish()
             self.bin_sha256 = self._tokens.finish()
             if self._masked:
                 self.mask_sha256 = self._mask.finish()
@@ -126,7 +128,7 @@ class BinidxWriter:
         if mask is not None:
             self._add_mask(np.asarray(mask), stored.size)
         self._tokens.write(stored)
-        self._index.write(counts.astype("<i4").tobytes())
+        self._sizes.write(counts.astype("<i4").tobytes())
         self.n_tokens += stored.size
         self.n_documents += counts.size
 
@@ -155,26 +157,22 @@ class BinidxWriter:
         return stored
 
     def _write_index(self) -> None:
-        """Put the header before the sizes, which are written already, and the rest after them."""
-        index, count, digest = self._index, self.n_documents, hashlib.sha256()
-        end = index.tell()
-
-        def write(data: bytes) -> None:
-            index.write(data)
-            digest.update(data)
-
-        index.seek(0)
-        write(HEADER.pack(MAGIC, VERSION, CODES[self.dtype], count, count + 1))
-        for _ in range(0, count, BLOCK):
-            digest.update(index.read(min(4 * BLOCK, end - index.tell())))
+        """Write the index, which begins with the number of documents, from their sizes."""
+        index, count = self._index, self.n_documents
+        header = HEADER.pack(MAGIC, VERSION, CODES[self.dtype], count, count + 1)
+        index.write(np.frombuffer(header, np.uint8))
+        for sizes in self._stored_sizes():
+            index.write(sizes)
         start = 0
-        for first in range(0, count, BLOCK):
-            index.seek(HEADER.size + 4 * first)
-            sizes = np.frombuffer(index.read(min(4 * BLOCK, end - index.tell())), "<i4")
+        for sizes in self._stored_sizes():
             stops = start + np.cumsum(sizes, dtype=np.int64)
-            index.seek(end + 8 * first)
-            write(((stops - sizes) * self.dtype.itemsize).astype("<i8").tobytes())
+            index.write(((stops - sizes) * self.dtype.itemsize).astype("<i8", copy=False))
             start = int(stops[-1])
         for first in range(0, count + 1, BLOCK):
-            write(np.arange(first, min(first + BLOCK, count + 1), dtype="<i8").tobytes())
-        self.idx_sha256 = digest.hexdigest()
+            index.write(np.arange(first, min(first + BLOCK, count + 1), dtype="<i8"))
+
+    def _stored_sizes(self) -> Iterator[NDArray[np.int32]]:
+        """Yield the sizes of all documents, many at a time."""
+        self._sizes.seek(0)
+        while data := self._sizes.read(4 * BLOCK):
+            yield np.frombuffer(data, "<i4")

@@ -1,8 +1,9 @@
 """Copy documents out of the parts of a build, in any order.
 
-A call to read a document costs about what a page of it does. So documents are read in the order in
-which they lie, and where little lies between them, many at once, from which they are picked. A
-block of the output takes a little from every part, so the files of parts stay open.
+A block of the output takes a little from every part, so the files of parts stay open, and documents
+are read in the order in which they lie. Where many lie in little, the file is mapped and they are
+picked from it: to map a page costs a fraction of copying it. Elsewhere a call reads one of them, or
+a few that lie close, since it costs about what copying a page does.
 """
 
 import contextlib
@@ -20,13 +21,16 @@ from rwkvkit.data.blocks import Block
 from rwkvkit.data.corpus import Corpus
 from rwkvkit.data.parts import TOKENS
 from rwkvkit.tokenizer.jit import compiled
-from rwkvkit.tokenizer.machine import move, read_at
+from rwkvkit.tokenizer.machine import map_at, move, read_at, unmap
 
 Read = Callable[[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[np.int64]], None]
 """Copies documents: their places in ascending order, their sizes, what to write to, and where."""
 
 _GAP = 8 << 10  # bytes between documents that take less time to read than another call
 _RUN = 256 << 10  # bytes that are read at once
+_SPACING = 32 << 10  # bytes of a file that are mapped in the time that a call takes
+_FOLD = 2 << 20  # bytes that windows begin with a multiple of: the largest pages there are
+_WINDOW = 16 << 20  # bytes that are mapped at once
 _FOR_A_THREAD = 1 << 20  # bytes that are worth one
 _OTHER_FILES = 256  # that the process may have open besides
 _NO_FILE, _CLOSED = -1, -2  # in place of a descriptor
@@ -201,11 +205,42 @@ def _read_parts(descriptors, bases, stops, starts, sizes, targets, i, out, buffe
                 out[targets[i] : targets[i] + sizes[i]] = 1
                 i += 1
         else:
-            i = _read_runs(
+            i = _read_windows(
                 descriptors[k], bases[k], starts, sizes, targets, i, stops[k], out, buffer
             )
             if i < stops[k]:
                 break
+    return i
+
+
+@compiled
+def _read_windows(descriptor, base, starts, sizes, targets, i, last, out, buffer):  # type: ignore[no-untyped-def]
+    """Copy pieces of a file from the ``i``-th to ``last``; see ``_read_parts``."""
+    target, held = np.uint64(out.ctypes.data), np.uint64(buffer.ctypes.data)
+    while i < last:
+        offset = (starts[i] - base) // _FOLD * _FOLD
+        after = i + 1
+        while after < last and starts[after] + sizes[after] <= base + offset + _WINDOW:
+            after += 1
+        size = starts[after - 1] + sizes[after - 1] - base - offset
+        address = np.uint64(0)
+        # The last byte has to be there: a mapping continues with zeros to the end of a page.
+        dense = size <= (after - i) * _SPACING
+        if dense and read_at(descriptor, held, np.uint64(1), offset + size - 1):
+            address = map_at(descriptor, np.uint64(size), offset)
+        if address:
+            for k in range(i, after):
+                move(
+                    target + np.uint64(targets[k]),
+                    address + np.uint64(starts[k] - base - offset),
+                    np.uint64(sizes[k]),
+                )
+            unmap(address, np.uint64(size))
+        else:
+            done = _read_runs(descriptor, base, starts, sizes, targets, i, after, out, buffer)
+            if done < after:
+                return done
+        i = after
     return i
 
 

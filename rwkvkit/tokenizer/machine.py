@@ -4,6 +4,7 @@ An address is an uint64. Nothing is checked: whoever calls these keeps the memor
 inside it. Values of several bytes are those of a little-endian machine.
 """
 
+import mmap
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from numba import extending, types
 from rwkvkit.tokenizer.jit import compiled
 
 intrinsic: Any = extending.intrinsic  # it passes the first argument itself
+
+_PROTECTION, _SHARED = mmap.PROT_READ, mmap.MAP_SHARED
+_POPULATE_READ = 22  # of madvise, since Linux 5.14; Python knows it from 3.14 on
 
 _BYTE = ir.IntType(8)
 _BIT = ir.IntType(1)
@@ -98,3 +102,35 @@ def read_at(descriptor, address, size, offset):  # type: ignore[no-untyped-def]
         size -= np.uint64(count)
         offset += count
     return True
+
+
+_mmap: Any = types.ExternalFunction(
+    "mmap",
+    types.int64(types.uint64, types.uint64, types.int32, types.int32, types.int32, types.int64),
+)
+_munmap: Any = types.ExternalFunction("munmap", types.int32(types.uint64, types.uint64))
+_madvise: Any = types.ExternalFunction(
+    "madvise", types.int32(types.uint64, types.uint64, types.int32)
+)
+
+
+@compiled
+def map_at(descriptor, size, offset):  # type: ignore[no-untyped-def]
+    """Map ``size`` bytes of a file, from ``offset``, and read them; return the address or 0.
+
+    It is 0 where the file is shorter or cannot be read, too, which would end the process on the
+    first access; and where the system cannot tell. ``offset`` is a multiple of the size of a page.
+    """
+    address = _mmap(np.uint64(0), size, _PROTECTION, _SHARED, descriptor, offset)
+    if address == -1:
+        return np.uint64(0)
+    if _madvise(np.uint64(address), size, _POPULATE_READ) != 0:
+        unmap(np.uint64(address), size)
+        return np.uint64(0)
+    return np.uint64(address)
+
+
+@compiled
+def unmap(address, size):  # type: ignore[no-untyped-def]
+    """Undo ``map_at``."""
+    _munmap(address, size)

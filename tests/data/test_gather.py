@@ -1,3 +1,4 @@
+import ctypes
 import resource
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from rwkvkit.data.blocks import Block
 from rwkvkit.data.gather import Reader, gather, pick
 from rwkvkit.data.parts import MASK, TOKENS
 
-GAP, RUN = gathering._GAP, gathering._RUN
+GAP, RUN, WINDOW = gathering._GAP, gathering._RUN, gathering._WINDOW
 
 
 def open_files() -> int:
@@ -130,6 +131,42 @@ def test_what_lies_close_is_read_at_once(tmp_path, monkeypatch):
     sizes = np.full(len(starts), GAP)
     read(0, 0, starts, sizes, starts, 0, len(starts), stored.tokens, buffer)
     assert [size for _, size in calls] == [RUN, RUN, RUN]
+
+
+@pytest.mark.parametrize("maps", [True, False], ids=["mapped", "not mapped"])
+def test_a_file_of_many_short_documents_is_read_in_windows(tmp_path, maps, monkeypatch):
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, 3 * WINDOW, dtype=np.uint8)
+    base = 1000  # of the file, among all
+    path = tmp_path / "data"
+    data.tofile(path)
+    # Close together, then a long one across the border of a window, then far apart.
+    near = np.arange(base, base + WINDOW, 5000)
+    starts = np.concatenate([near, base + 2 * WINDOW + (np.arange(9) << 20)])
+    sizes = np.full(len(starts), 700)
+    sizes[len(near) - 1] = WINDOW // 2
+    targets = np.cumsum(sizes) - sizes
+    mapped, map_at = [], gathering.map_at
+
+    def remember(descriptor, size, offset):
+        mapped.append((int(offset), int(size)))
+        return map_at(descriptor, size, offset) if maps else 0
+
+    def move(*where):
+        ctypes.memmove(*map(int, where))
+
+    monkeypatch.setattr(gathering, "map_at", remember)
+    monkeypatch.setattr(gathering, "move", move)
+    monkeypatch.setattr(gathering, "_read_runs", gathering._read_runs.py_func)
+    out = np.zeros(int(sizes.sum()), np.uint8)
+    with path.open("rb") as file:
+        columns = starts, sizes, targets
+        read = gathering._read_windows.py_func
+        done = read(file.fileno(), base, *columns, 0, len(starts), out, np.empty(RUN, np.uint8))
+    assert done == len(starts)
+    expected = [data[start - base :][:size] for start, size in zip(starts, sizes, strict=True)]
+    assert np.array_equal(out, np.concatenate(expected))
+    assert mapped == [(0, int(near[-2]) + 700 - base)]
 
 
 def test_a_part_that_was_cut_is_named(tmp_path):
