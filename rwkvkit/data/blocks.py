@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvkit.data.order import sorted_order
+from rwkvkit.tokenizer.jit import compiled
 
 PIECE_BYTES = 64  # of memory for a document while its block is gathered
-_MOST_BLOCKS = 2**16  # their numbers are uint16, which numpy sorts without comparing
+_MOST_BLOCKS = 2**16  # their numbers are uint16
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,7 @@ def by_key(
     if not len(keys):
         return
     needed = width * int(sizes.sum(dtype=np.int64)) + PIECE_BYTES * len(sizes)
-    numbers = _numbers(keys, min(-(-needed // n_bytes), _MOST_BLOCKS))
-    listed = np.argsort(numbers, kind="stable")
-    stops = np.cumsum(np.bincount(numbers))
+    listed, stops = _in_ranges(keys, min(-(-needed // n_bytes), _MOST_BLOCKS))
     for own in np.split(listed, stops[:-1]):
         own_sizes = sizes[own]
         order = sorted_order(keys[own])
@@ -94,13 +93,35 @@ def by_key(
         yield Block(places[own], own_sizes, targets, ordered)
 
 
-def _numbers(keys: NDArray[np.uint64], count: int) -> NDArray[np.uint16]:
-    """Cut the range of the keys into ``count``; return the number of each key's part."""
+def _in_ranges(keys: NDArray[np.uint64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cut the range of the keys into ``count``, all of the same width.
+
+    Returns:
+        Which keys lie in the first one, in their order, then which in the second, and so on,
+        [keys]; and where each range stops in that list, [count].
+    """
     least = keys.min()
     span = int(keys.max() - least)
-    shift = max(span.bit_length() - 32, 0)
-    tops = (keys - least) >> np.uint64(shift)
-    return (tops * np.uint64(count) // np.uint64((span >> shift) + 1)).astype(np.uint16)
+    shift = max(span.bit_length() - 31, 0)
+    width = -(-((span >> shift) + 1) // count)
+    listed, stops = np.empty(len(keys), np.int64), np.zeros(count, np.int64)
+    _list_by_range(keys, least, np.uint64(shift), np.uint32(width), listed, stops)
+    return listed, stops
+
+
+@compiled
+def _list_by_range(keys, least, shift, width, listed, stops):  # type: ignore[no-untyped-def]
+    numbers = np.empty(len(keys), np.uint16)
+    for i in range(len(keys)):
+        number = np.uint32((keys[i] - least) >> shift) // width
+        numbers[i] = number
+        stops[number] += 1
+    start = 0
+    for number in range(len(stops)):
+        stops[number], start = start, start + stops[number]
+    for i in range(len(keys)):
+        listed[stops[numbers[i]]] = i
+        stops[numbers[i]] += 1
 
 
 def _starts(sizes: NDArray[Any]) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rwkvkit.data.blocks import PIECE_BYTES, by_key, in_order
@@ -23,6 +23,8 @@ def listed(blocks):
 
 
 @settings(deadline=None)
+@example([(0, 1), (2**64 - 1, 2)], 2, 10**6)
+@example([(0, 1), (2**64 - 1, 2)], 2, 1)
 @given(
     st.lists(st.tuples(st.integers(0, 2) | st.integers(0, 2**64 - 1), st.integers(1, 400))),
     st.sampled_from([1, 2, 5]),
