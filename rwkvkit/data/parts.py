@@ -15,7 +15,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,23 +74,23 @@ class Part:
     number: int
     record: PartRecord
 
-    @cached_property
+    @property
     def offsets(self) -> NDArray[np.int64]:
         """Byte offset of each document's line in its file, [documents]."""
         return self._column(np.int64, 0)
 
-    @cached_property
+    @property
     def hashes(self) -> NDArray[np.uint64]:
         """Content hash of each document, [documents, 2]."""
         assert self.record.hashed
         return self._column(np.uint64, 8, 2).reshape(-1, 2)
 
-    @cached_property
+    @property
     def files(self) -> NDArray[np.uint32]:
         """Index of each document's file in the list of inputs, [documents]."""
         return self._column(np.uint32, 24 if self.record.hashed else 8)
 
-    @cached_property
+    @property
     def sizes(self) -> NDArray[np.int32]:
         """Tokens in each document, the ending 0 included, [documents]."""
         return self._column(np.int32, 28 if self.record.hashed else 12)

@@ -31,7 +31,7 @@ from rwkvkit.data.selection import Selection
 _ENTRY = np.dtype([(KEY, "<u8"), ("place", "<i8"), ("size", "<i4")])
 _ENTRY_BYTES = 3 * _ENTRY.itemsize  # of memory for an entry while its bucket is sorted
 _LONG = 4 << 10  # bytes of a document that is read by itself, in whatever block it stands
-_BLOCK = 8 << 20  # bytes of a block of long documents
+_BLOCK = 16 << 20  # bytes of a block of long documents
 _SHARE = 8  # of the corpus that a block of short ones has: fewer read less, more take less memory
 _CGROUP = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" where there is no limit
 
