@@ -93,7 +93,7 @@ def measure(
     for workers, passes in builds:
         call = build, str(corpus), str(folder / "out"), workers, passes, memory
         subjects[_name(workers, passes)] = call
-    timings = {name: timing(runs) for name, runs in in_turn(subjects, rounds)}
+    timings = {name: timing(runs) for name, runs in in_turn(subjects, rounds, folder)}
     results["end_to_end"] = timings
     for name, found in timings.items():
         found["peak_rss_mb"] = peak_memory(*subjects[name])
@@ -118,16 +118,18 @@ def measure(
 
 
 def in_turn(
-    subjects: dict[str, tuple[Any, ...]], rounds: int
+    subjects: dict[str, tuple[Any, ...]], rounds: int, folder: Path
 ) -> Iterator[tuple[str, list[tuple[float, float, int]]]]:
     """Run the subjects one after another, so often; yield each with all its runs.
 
     A machine's slow minutes then touch all of them, and none waits for the disk to store what the
-    one before it left.
+    one before it left, nor to remove it.
     """
     runs: dict[str, list[tuple[float, float, int]]] = {name: [] for name in subjects}
     for _ in range(rounds):
         for name, call in subjects.items():
+            for left in folder.glob("out*"):
+                left.unlink()
             os.sync()
             runs[name].append(isolated(*call))
     yield from runs.items()

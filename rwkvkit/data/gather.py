@@ -11,7 +11,7 @@ import errno
 import os
 import resource
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -136,31 +136,45 @@ def _most_open(wanted: int) -> int:
     return max(soft - _OTHER_FILES, 0) // 2
 
 
-def gather(read: Read, block: Block, out: NDArray[Any], threads: int) -> None:
-    """Fill ``out`` with what the documents of a block hold, one after another.
+class Gatherer:
+    """Copies the documents of blocks with some threads, until it is closed.
 
     Args:
-        read: copies some of them.
-        block: which, and where each goes.
-        out: to write to, as long as the block.
         threads: how many read at a time, at most.
     """
-    threads = min(threads, 1 + out.nbytes // _FOR_A_THREAD)
-    assert len(out) == block.n_tokens  # what copies does not check it
-    places, sizes, targets = block.places, block.sizes, block.targets
-    if (places[1:] < places[:-1]).any():
-        order = np.argsort(places)
-        places, sizes, targets = places[order], sizes[order], targets[order]
-    if threads == 1:
-        read(places, sizes, out, targets)
-        return
-    ends = np.cumsum(sizes, dtype=np.int64)
-    cuts = np.searchsorted(ends, len(out) * np.arange(1, threads) // threads)
-    shares = zip(*(np.split(column, cuts) for column in (places, sizes, targets)), strict=True)
-    with ThreadPoolExecutor(threads) as pool:
-        reading = [pool.submit(read, own, counts, out, to) for own, counts, to in shares]
-    for each in reading:
-        each.result()
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    def gather(self, read: Read, block: Block, out: NDArray[Any]) -> None:
+        """Fill ``out`` with what the documents of a block hold, one after another.
+
+        Args:
+            read: copies some of them.
+            block: which, and where each goes.
+            out: to write to, as long as the block.
+        """
+        threads = min(self._threads, 1 + out.nbytes // _FOR_A_THREAD)
+        assert len(out) == block.n_tokens  # what copies does not check it
+        places, sizes, targets = block.places, block.sizes, block.targets
+        if (places[1:] < places[:-1]).any():
+            order = np.argsort(places)
+            places, sizes, targets = places[order], sizes[order], targets[order]
+        if threads == 1:
+            read(places, sizes, out, targets)
+            return
+        ends = np.cumsum(sizes, dtype=np.int64)
+        cuts = np.searchsorted(ends, len(out) * np.arange(1, threads) // threads)
+        shares = zip(*(np.split(column, cuts) for column in (places, sizes, targets)), strict=True)
+        reading = [self._pool.submit(read, own, counts, out, to) for own, counts, to in shares]
+        wait(reading)  # also where one fails: the others still write to the room
+        for each in reading:
+            each.result()
 
 
 def pick(

@@ -22,7 +22,7 @@ from rwkvkit.data.binidx_writer import BinidxWriter
 from rwkvkit.data.blocks import PIECE_BYTES, Block, by_key, in_order
 from rwkvkit.data.buckets import KEY, Buckets, bucket_count
 from rwkvkit.data.corpus import TRAIN, VALIDATION, Corpus, Documents
-from rwkvkit.data.gather import Reader, gather, pick
+from rwkvkit.data.gather import Gatherer, Reader, pick
 from rwkvkit.data.order import make_keys
 from rwkvkit.data.parts import MASK, TOKENS
 from rwkvkit.data.progress import Progress, Report
@@ -96,7 +96,7 @@ class CorpusWriter:
         self._selection = selection
         self._folder = folder
         self._memory = memory // 2
-        self._threads = threads
+        self._gatherer = Gatherer(threads)
         self._report = report
         self._suffixes = [TOKENS, MASK] if corpus.masked else [TOKENS]
         self._readers = {suffix: Reader(corpus, suffix) for suffix in self._suffixes}
@@ -106,6 +106,7 @@ class CorpusWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._gatherer.close()
         for reader in self._readers.values():
             reader.close()
 
@@ -281,7 +282,7 @@ class CorpusWriter:
                 most = self._block_bytes // self._token_width()
                 rooms[suffix] = np.empty(max(count, most), self._dtype(suffix))
             gathered[suffix] = rooms[suffix][:count]
-            gather(partial(read, suffix), block, gathered[suffix], self._threads)
+            self._gatherer.gather(partial(read, suffix), block, gathered[suffix])
         return gathered
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rwkvkit.data import gather as gathering
 from rwkvkit.data.blocks import Block
-from rwkvkit.data.gather import Reader, gather, pick
+from rwkvkit.data.gather import Gatherer, Reader, pick
 from rwkvkit.data.parts import MASK, TOKENS
 
 GAP, RUN, WINDOW = gathering._GAP, gathering._RUN, gathering._WINDOW
@@ -65,6 +65,7 @@ def test_any_documents_in_any_order(tmp_path, seed, threads, most_open, monkeypa
     stored = Stored(tmp_path, seed)
     rng = np.random.default_rng(seed)
     picked = partial(pick, stored.tokens)
+    gatherer = Gatherer(threads)
     tokens, mask = Reader(stored.corpus, TOKENS), Reader(stored.corpus, MASK)
     # All in order, all out of order, a few, some of them twice, one, none.
     for which in (
@@ -82,10 +83,11 @@ def test_any_documents_in_any_order(tmp_path, seed, threads, most_open, monkeypa
         ):
             expected = stored.expected(data, which)
             room = np.full(len(expected) + 2, 7, data.dtype)
-            gather(read, stored.block(which), room[1:-1], threads)
+            gatherer.gather(read, stored.block(which), room[1:-1])
             assert np.array_equal(room[1:-1], expected)
             assert room[0] == room[-1] == 7
     assert open_files() == before + min(most_open, 3) + min(most_open, 2)
+    gatherer.close()
     tokens.close()
     mask.close()
     assert open_files() == before
@@ -178,7 +180,7 @@ def test_a_part_that_was_cut_is_named(tmp_path):
     read = Reader(stored.corpus, TOKENS).read
     for threads in (1, 3):
         with pytest.raises(OSError, match="shorter than it was") as caught:
-            gather(read, stored.block(np.arange(150)), out, threads)
+            Gatherer(threads).gather(read, stored.block(np.arange(150)), out)
         assert caught.value.filename == str(path)
 
 
@@ -187,4 +189,4 @@ def test_a_part_that_is_gone_is_named(tmp_path):
     (tmp_path / f"2.{TOKENS}").unlink()
     out = np.empty(len(stored.tokens), np.uint16)
     with pytest.raises(FileNotFoundError, match=rf"2\.{TOKENS}"):
-        gather(Reader(stored.corpus, TOKENS).read, stored.block(np.arange(150)), out, 2)
+        Gatherer(2).gather(Reader(stored.corpus, TOKENS).read, stored.block(np.arange(150)), out)
