@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 4 << 20
+_BLOCKS = 3  # one is filled while others are on their way
 _LARGE = 1 << 20  # bytes that are worth a thread
 _FLUSH = 64 << 20  # bytes after which the disk is set to work
 
@@ -35,10 +37,14 @@ class HashedFile:
     def __init__(self, path: Path) -> None:
         self._descriptor, self._direct = _opened(path)
         # Direct writes want memory that begins with a page.
-        self._block: NDArray[np.uint8] = np.frombuffer(mmap.mmap(-1, _BLOCK), np.uint8)
-        self._held = 0
+        self._blocks: deque[NDArray[np.uint8]] = deque(
+            np.frombuffer(mmap.mmap(-1, _BLOCK), np.uint8) for _ in range(_BLOCKS)
+        )
+        self._held = 0  # bytes in the first of them
         self._digest = hashlib.sha256()
         self._threads = ThreadPoolExecutor(2)
+        self._writer = ThreadPoolExecutor(1)
+        self._writes: deque[Future[None]] = deque()
         self._flush: Future[None] | None = None
         self._unflushed = 0
 
@@ -46,11 +52,12 @@ class HashedFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._writer.shutdown()
         self._threads.shutdown()
         os.close(self._descriptor)
 
     def write(self, data: NDArray[Any]) -> None:
-        """Append the bytes of an array."""
+        """Append the bytes of an array; an error may be that of an earlier call."""
         left = np.frombuffer(data, np.uint8) if data.size else np.empty(0, np.uint8)
         hashed = None
         if left.size >= _LARGE:
@@ -59,24 +66,34 @@ class HashedFile:
             self._digest.update(left.data)
         while left.size:
             count = min(left.size, _BLOCK - self._held)
-            self._block[self._held : self._held + count] = left[:count]
+            self._blocks[0][self._held : self._held + count] = left[:count]
             self._held += count
             left = left[count:]
             if self._held == _BLOCK:
-                self._put()
+                self._send()
         if hashed:
             hashed.result()
 
     def finish(self) -> str:
         """Write what is left; return the hash of all that was written."""
+        while self._writes:
+            self._writes.popleft().result()
         self._leave_direct()
-        self._put()
+        self._put(self._blocks[0][: self._held].data)
         if self._flush:
             self._flush.result()
         return self._digest.hexdigest()
 
-    def _put(self) -> None:
-        left = self._block[: self._held].data
+    def _send(self) -> None:
+        """Have the first block written, and go on with the one that was sent the longest ago."""
+        self._writes.append(self._writer.submit(self._put, self._blocks[0].data))
+        self._blocks.rotate(-1)
+        self._held = 0
+        if len(self._writes) == _BLOCKS:
+            self._writes.popleft().result()
+
+    def _put(self, left: memoryview) -> None:
+        self._unflushed += len(left)
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
@@ -85,8 +102,6 @@ class HashedFile:
                 if not self._direct or error.errno != errno.EINVAL:
                     raise
                 self._leave_direct()
-        self._unflushed += self._held
-        self._held = 0
         if self._direct or self._unflushed < _FLUSH:
             return
         if self._flush is None or self._flush.done():
