@@ -16,7 +16,7 @@ from rwkvkit.tokenizer.jit import compiled
 intrinsic: Any = extending.intrinsic  # it passes the first argument itself
 
 _PROTECTION, _SHARED = mmap.PROT_READ, mmap.MAP_SHARED
-_POPULATE_READ = 22  # of madvise, since Linux 5.14; Python knows it from 3.14 on
+_POPULATE_READ = 22  # of madvise, since Linux 5.14
 
 _BYTE = ir.IntType(8)
 _BIT = ir.IntType(1)
