@@ -111,6 +111,7 @@ def _in_ranges(keys: NDArray[np.uint64], count: int) -> tuple[NDArray[np.int64],
 
 @compiled
 def _list_by_range(keys, least, shift, width, listed, stops):  # type: ignore[no-untyped-def]
+    """Fill ``listed``, and ``stops``, which is 0; see ``_in_ranges``."""
     numbers = np.empty(len(keys), np.uint16)
     for i in range(len(keys)):
         number = np.uint32((keys[i] - least) >> shift) // width

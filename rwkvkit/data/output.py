@@ -93,6 +93,7 @@ class HashedFile:
             self._writes.popleft().result()
 
     def _put(self, left: memoryview) -> None:
+        """Write bytes behind those before; one call at a time."""
         self._unflushed += len(left)
         while left:
             try:

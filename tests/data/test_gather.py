@@ -1,5 +1,6 @@
 import ctypes
 import resource
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,14 +180,22 @@ def test_a_part_that_was_cut_is_named(tmp_path):
     out = np.empty(len(stored.tokens), np.uint16)
     read = Reader(stored.corpus, TOKENS).read
     for threads in (1, 3):
-        with pytest.raises(OSError, match="shorter than it was") as caught:
-            Gatherer(threads).gather(read, stored.block(np.arange(150)), out)
+        with (
+            closing(Gatherer(threads)) as gatherer,
+            pytest.raises(OSError, match="shorter than it was") as caught,
+        ):
+            gatherer.gather(read, stored.block(np.arange(150)), out)
         assert caught.value.filename == str(path)
 
 
-def test_a_part_that_is_gone_is_named(tmp_path):
+@pytest.mark.parametrize("most_open", [0, 3], ids=["opened late", "kept open"])
+def test_a_part_that_is_gone_is_named(tmp_path, most_open, monkeypatch):
+    monkeypatch.setattr(gathering, "_most_open", lambda _: most_open)
     stored = Stored(tmp_path, 0)
     (tmp_path / f"2.{TOKENS}").unlink()
     out = np.empty(len(stored.tokens), np.uint16)
-    with pytest.raises(FileNotFoundError, match=rf"2\.{TOKENS}"):
-        Gatherer(2).gather(Reader(stored.corpus, TOKENS).read, stored.block(np.arange(150)), out)
+    with (
+        closing(Gatherer(2)) as gatherer,
+        pytest.raises(FileNotFoundError, match=rf"2\.{TOKENS}"),
+    ):
+        gatherer.gather(Reader(stored.corpus, TOKENS).read, stored.block(np.arange(150)), out)
