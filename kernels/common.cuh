@@ -7,7 +7,14 @@
 // Two accumulators side by side make a 16 x 16 matrix, and repack into a left operand as they lie.
 #include "device.cuh"
 
-DEVICE int lane_id() { return threadIdx.x & 31; }
+#ifndef FEW_REGISTERS  // better to compute addresses again than to keep them
+#define FEW_REGISTERS 0
+#endif
+
+DEVICE int lane_id() {
+    const int lane = threadIdx.x & 31;
+    return FEW_REGISTERS ? forget(lane) : lane;
+}
 DEVICE int warp_id() { return threadIdx.x >> 5; }
 DEVICE int fragment_row() { return lane_id() >> 2; }
 DEVICE int fragment_column() { return (lane_id() & 3) * 2; }
@@ -53,33 +60,35 @@ DEVICE void store_accumulators(element *tile, const float d[2][4]) {
     }
 }
 
-// ---- square tiles [SIZE x SIZE] without padding: pieces of 8 elements, swizzled by row % 8
+// ---- matrices [.. x SIZE] as tiles of 8 x 8 elements, a tile 128 bytes in a row: neither ldmatrix nor
+// a fragment's stores meet a bank twice, and in global memory a warp's store fills whole sectors
 
+// Where row `row` of tile `piece` (columns 8 * piece ..) lies.
 template <int SIZE>
-DEVICE int swizzled(int row, int piece) {
-    return row * SIZE + ((piece ^ (row & 7)) << 3);
+DEVICE int tiled(int row, int piece) {
+    return ((row >> 3) * (SIZE / 8) + piece) * 64 + (row & 7) * 8;
 }
 // a = the 16 x 16 part that begins at (row, 8 * piece)
 template <int SIZE>
-DEVICE void load_a_swizzled(pair a[4], const element *tile, int row, int piece) {
+DEVICE void load_a_tiled(pair a[4], const element *matrix, int row, int piece) {
     const int lane = lane_id();
-    load_matrices(a, tile + swizzled<SIZE>(row + (lane & 7) + ((lane >> 3) & 1) * 8,
-                                           piece + (lane >> 4)));
+    load_matrices(a, matrix + tiled<SIZE>(row + (lane & 7) + ((lane >> 3) & 1) * 8,
+                                          piece + (lane >> 4)));
 }
 // b = that part
 template <int SIZE>
-DEVICE void load_b_swizzled(pair b[4], const element *tile, int row, int piece) {
+DEVICE void load_b_tiled(pair b[4], const element *matrix, int row, int piece) {
     const int lane = lane_id();
-    load_matrices_transposed(b, tile + swizzled<SIZE>(row + (lane & 7) + ((lane >> 3) & 1) * 8,
-                                                      piece + (lane >> 4)));
+    load_matrices_transposed(b, matrix + tiled<SIZE>(row + (lane & 7) + ((lane >> 3) & 1) * 8,
+                                                     piece + (lane >> 4)));
 }
 // the part that begins at (row, 8 * piece) = a
 template <int SIZE>
-DEVICE void store_a_swizzled(element *tile, int row, int piece, const pair a[4]) {
+DEVICE void store_a_tiled(element *matrix, int row, int piece, const pair a[4]) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const int at = swizzled<SIZE>(row + fragment_row() + (i & 1) * 8, piece + (i >> 1));
-        *(pair *)&tile[at + fragment_column()] = a[i];
+        const int at = tiled<SIZE>(row + fragment_row() + (i & 1) * 8, piece + (i >> 1));
+        *(pair *)&matrix[at + fragment_column()] = a[i];
     }
 }
 

@@ -147,6 +147,13 @@ DEVICE void copy_async_wait() {
 // Keep the compiler from moving memory accesses across: fewer values wait in registers.
 DEVICE void keep_order() { asm volatile("" ::: "memory"); }
 
+// The same number, which the compiler no longer knows: addresses made from it are made again where they
+// are used, and wait in no registers.
+DEVICE int forget(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // The block's dynamic shared memory, seen as a struct.
 template <typename Shared>
 DEVICE Shared &shared_memory() {

@@ -47,6 +47,12 @@ DEVICE void store(element *to, long long at, const float x[PIECE]) {
     *(uint4 *)(to + at) = pack_piece(x);
 }
 
+// Put eight floats into shared memory, 16 bytes at a time.
+DEVICE void put(float *to, const float x[PIECE]) {
+    *(float4 *)to = make_float4(x[0], x[1], x[2], x[3]);
+    *(float4 *)(to + 4) = make_float4(x[4], x[5], x[6], x[7]);
+}
+
 // ---- sums over the block's rows, always in the same order
 
 template <int SUMS>
@@ -58,15 +64,17 @@ template <int SUMS>
 DEVICE void add_in_warp(WarpSums<SUMS> &sums, float (*mine)[PIECE]) {
     const int lane = threadIdx.x & 31;
 #pragma unroll
-    for (int sum = 0; sum < SUMS; sum++)
+    for (int sum = 0; sum < SUMS; sum++) {
+        float added[PIECE];
 #pragma unroll
         for (int i = 0; i < PIECE; i++) {
-            float x = mine[sum][i];
+            added[i] = mine[sum][i];
 #pragma unroll
             for (int distance = PIECES; distance < 32; distance *= 2)
-                x += __shfl_xor_sync(ALL_LANES, x, distance);
-            if (lane < PIECES) sums.of[threadIdx.x >> 5][sum][lane * PIECE + i] = x;
+                added[i] += __shfl_xor_sync(ALL_LANES, added[i], distance);
         }
+        if (lane < PIECES) put(&sums.of[threadIdx.x >> 5][sum][lane * PIECE], added);
+    }
 }
 // After a barrier: add up the warps' sums, and store the block's at partial [rows, SUMS, channels].
 template <int SUMS>

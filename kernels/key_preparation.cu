@@ -77,7 +77,7 @@ static_assert(sizeof(Shared) == SHARED_BYTES, "the launch must know it");
 
 // dlog_w, dwritten, da, db: the gradients of the outputs. partial: [blocks along the rows, 4,
 // channels] or null, to be summed for the gradients of w0, a0, k_k and k_a.
-extern "C" __global__ void __launch_bounds__(256, 2)
+extern "C" __global__ void __launch_bounds__(256, MIN_BLOCKS)
     prepare_keys_backward(int rows, int channels, const element *k, const element *w,
                           const element *rate, const element *w0, const element *a0,
                           const element *k_k, const element *k_a, const element *dlog_w,

@@ -58,7 +58,7 @@ static_assert(sizeof(Shared) == SHARED_BYTES, "the launch must know it");
 
 // grad: of out. partial: [blocks along the rows, 3, channels] or null, to be summed for the gradients
 // of weight, bias and r_k.
-extern "C" __global__ void __launch_bounds__(256, 2)
+extern "C" __global__ void __launch_bounds__(256, MIN_BLOCKS)
     norm_gate_backward(int rows, int channels, float eps, const element *grad, const element *y,
                        const element *r, const element *k, const element *v, const element *g,
                        const element *weight, const element *bias, const element *r_k, element *dy,

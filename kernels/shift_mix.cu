@@ -96,7 +96,7 @@ DEVICE void take_gradients(float back[PIECE], float rest[PIECE], float (*sums)[P
 
 // grad: the gradients of the outputs; dx: [rows, channels]; dlast: [B, channels] or null; partial:
 // [blocks along the rows, MIXES, channels] or null, to be summed for the gradients of the mixes.
-extern "C" __global__ void __launch_bounds__(256, 2)
+extern "C" __global__ void __launch_bounds__(256, MIN_BLOCKS)
     shift_mix_backward(int rows, int tokens, int channels, const element *x, const element *last,
                        const uint8 *resets, const element *mix0, const element *mix1,
                        const element *mix2, const element *mix3, const element *mix4,
@@ -118,8 +118,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     uint4 before = make_uint4(0u, 0u, 0u, 0u);
     if (at.first && at.first < at.last) before = in.at(at.first - 1, at.channel);
     float *first = &shared.back[at.stream][threadIdx.x % PIECES * PIECE];
-#pragma unroll
-    for (int i = 0; i < PIECE; i++) first[i] = 0.f;
+    put(first, back);
 #pragma unroll 1
     for (int row = at.first; row < at.last; row++) {
         const long long here = (long long)row * channels + at.channel;
@@ -138,8 +137,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 #pragma unroll
         for (int i = 0; i < PIECE; i++) back[i] = in.follows(row) ? back[i] : 0.f;
         if (row == at.first) {
-#pragma unroll
-            for (int i = 0; i < PIECE; i++) first[i] = back[i];
+            put(first, back);
         } else {
 #pragma unroll
             for (int i = 0; i < PIECE; i++) waiting[i] += back[i];
@@ -156,15 +154,15 @@ extern "C" __global__ void __launch_bounds__(256, 2)
         for (int i = 0; i < PIECE; i++) back[i] = 0.f;
         if (row < rows && in.follows(row))
             take_gradients(back, rest, unused, change, grads, mixes, row, channels, at.channel);
-#pragma unroll
-        for (int i = 0; i < PIECE; i++) first[WIDTH + i] = back[i];
+        put(first + WIDTH, back);
     }
     if (partial) add_in_warp<MIXES>(shared.sums, sums);
     __syncthreads();
     if (at.first < at.last) {
         const bool whole = at.last == at.first + ROWS;  // else the rows end here
+        if (whole)
 #pragma unroll
-        for (int i = 0; i < PIECE; i++) waiting[i] += whole ? first[WIDTH + i] : 0.f;
+            for (int i = 0; i < PIECE; i++) waiting[i] += first[WIDTH + i];
         store(dx, (long long)(at.last - 1) * channels + at.channel, waiting);
     }
     if (partial) store_sums<MIXES>(partial, shared.sums, channels);

@@ -139,9 +139,9 @@ DEVICE void walk(const Call &call, const Head &head, int panel) {
             if constexpr (KEY_SIDE) {
                 Exchange &exchange = shared.exchange[at.warp];
                 key_side(keys, exchange, shared, i, starts, at);
-                __syncwarp();  // unseen in the emulator: the products meet the warp
+                __syncwarp();  // only a race without it: the products meet the warp
                 finish_keys(keys, exchange, call.to, head, token, at.pair_of(panel), at);
-                __syncwarp();  // unseen in the emulator: the next chunk's products do
+                __syncwarp();  // only a race without it: the next chunk's products do
             }
         }
         __syncthreads();
@@ -163,7 +163,7 @@ DEVICE void walk(const Call &call, const Head &head, int panel) {
 //   dy, dr, dk, dv, dlog_w: [B, T, H, N] in the input type; dlog_w null for WKV5
 //   du, dchannel_log_w: parts [B, H, N] fp32, to be summed over the batch; the latter null for WKV6
 //   dfinal_state, dstate: [B, H, key, value] fp32 or null
-extern "C" __global__ void __launch_bounds__(128, 2) wkv6_backward(
+extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) wkv6_backward(
     int tokens, int heads, const element *r, const element *k, const element *v,
     const element *log_w, const float *channel_log_w, const float *u, const uint8 *resets,
     const float *checkpoints, const element *dy, const float *dfinal_state, element *dr,

@@ -108,7 +108,7 @@ DEVICE void advance(float y[2][4], float S[kHead / 8][4], const ForwardTiles &ti
 //   log_w: [B, T, H, N], or null for WKV5: channel_log_w [H, N] fp32;  u: [H, N] fp32
 //   state, final_state: [B, H, key, value] fp32 or null;  resets: [B, T] bytes, read with RESETS
 //   checkpoints: [B, H, ceil(chunks / CHECKPOINT_CHUNKS), value, key] fp32 or null, the states entering
-extern "C" __global__ void __launch_bounds__(128, HEAD_SIZE != 64 ? 2 : RESETS || __CUDA_ARCH__ >= 1200 ? 3 : 4) wkv6_forward(
+extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) wkv6_forward(
     int tokens, int heads, const element *r, const element *k, const element *v,
     const element *log_w, const float *channel_log_w, const float *u, const float *state,
     const uint8 *resets, element *y, float *final_state, float *checkpoints) {

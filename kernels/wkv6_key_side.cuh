@@ -5,16 +5,21 @@
 // pair at four tokens.
 #include "wkv6_chunk.cuh"
 
-constexpr int kExchangeRow = 18;
-
-// What a warp hands over: [token][its 16 channels].
+// What a warp hands over: its 16 channels of each token.
 struct Exchange {
-    float dr[kTokens * kExchangeRow];  // from the row's centre to none is still to come
-    float dk_inside[kTokens * kExchangeRow];   // likewise
-    float dk_through[kTokens * kExchangeRow];  // 2^(total - c) is still to come
+    float dr[kTokens * 16];  // from the row's centre to none is still to come
+    float dk_inside[kTokens * 16];   // likewise
+    float dk_through[kTokens * 16];  // 2^(total - c) is still to come
     float e[kTokens];
     float kept[16];
 };
+// Where channels c and c + 1 of token t lie in it. Neither those that write, four lanes a token and
+// neighbouring tokens, nor those that read, eight lanes a token and every fourth, meet in a bank.
+DEVICE float2 &exchanged(float *of, int t, int c) {
+    return *(float2 *)&of[(t ^ (t >> 2 & 1)) * 16 + (c ^ (t << 2 & 8))];
+}
+DEVICE float2 exchanged(const float *of, int t, int c) { return exchanged((float *)of, t, c); }
+
 template <int KEYS, int VALUES>
 struct SideShared<KEYS, VALUES, true> {
     BackwardTiles<KEYS, VALUES> tiles[CHECKPOINT_CHUNKS];
@@ -86,6 +91,15 @@ DEVICE void recompute_states(SideShared<KEYS, VALUES, true> &shared, const float
     }
 }
 
+DEVICE void hand_over(float *to, const float x[2][4], const Lane &at) {
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            exchanged(to, at.row + half * 8, n * 8 + at.column) =
+                make_float2(x[n][2 * half], x[n][2 * half + 1]);
+}
+
 // The products over values of a chunk, into `to`; then D before the chunk.
 template <int KEYS, int VALUES>
 DEVICE void key_side(KeySide &side, Exchange &to, SideShared<KEYS, VALUES, true> &shared, int i,
@@ -137,8 +151,8 @@ DEVICE void key_side(KeySide &side, Exchange &to, SideShared<KEYS, VALUES, true>
             if (t <= s || (starts.any() && !starts.same(t, s))) dA[n][e] = 0.f;
             if (t >= starts.first()) dr[n][e] = 0.f;
             if (t < starts.last()) dk[n][e] = 0.f;
-            to.dk_through[t * kExchangeRow + s] = dk[n][e];
         }
+    hand_over(to.dk_through, dk, at);
 
     // Inside the chunk, 8 tokens of the sum at a time: between them, change the centre of the rows.
     pair r[4];
@@ -164,13 +178,9 @@ DEVICE void key_side(KeySide &side, Exchange &to, SideShared<KEYS, VALUES, true>
         dk[n][0] *= cross[0];
         dk[n][1] *= cross[1];
         mma_half(dk[n], early, r[2 * n]);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int o = (at.row + half * 8) * kExchangeRow + n * 8 + at.column;
-            *(float2 *)&to.dr[o] = make_float2(dr[n][2 * half], dr[n][2 * half + 1]);
-            *(float2 *)&to.dk_inside[o] = make_float2(dk[n][2 * half], dk[n][2 * half + 1]);
-        }
     }
+    hand_over(to.dr, dr, at);
+    hand_over(to.dk_inside, dk, at);
 
     pair r_rows[4];
     b_as_a(r_rows, r);
@@ -207,6 +217,14 @@ DEVICE void finish_keys(KeySide &side, const Exchange &from, const Outputs &to, 
     const Decays d = decays_of(head, in, token, p, at);
     const float2 bonus = head.u[p];
     float dr[2][4], dk[2][4], dw[2][4];
+    float2 of_r[4], inside_chunk[4], through_state[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const int t = at.group * 4 + j;
+        of_r[j] = exchanged(from.dr, t, column);
+        inside_chunk[j] = exchanged(from.dk_inside, t, column);
+        through_state[j] = exchanged(from.dk_through, t, column);
+    }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const float u = h ? bonus.y : bonus.x, centre = d.centre[h];
@@ -214,19 +232,21 @@ DEVICE void finish_keys(KeySide &side, const Exchange &from, const Outputs &to, 
         float c = d.before[h], x_minus_y[4], y[4], z[4], sum = 0.f, through = 0.f;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const int t = at.group * 4 + j, o = t * kExchangeRow + column + h;
+            const float e = from.e[at.group * 4 + j];
+            const float by_r = h ? of_r[j].y : of_r[j].x;
+            const float inside = h ? inside_chunk[j].y : inside_chunk[j].x;
+            const float by_state = h ? through_state[j].y : through_state[j].x;
             const float r = h ? input_high(in.r[j]) : input_low(in.r[j]);
             const float k = h ? input_high(in.k[j]) : input_low(in.k[j]);
             const float scale_r = exp2_fast(c - centre);
             c += d.log2_w[h][j];
             const float scale_k = exp2_fast(centre - c);
-            const float inside = from.dk_inside[o], by_state = from.dk_through[o], e = from.e[t];
-            dr[h][j] = from.dr[o] * scale_r + e * u * k;
+            dr[h][j] = by_r * scale_r + e * u * k;
             dk[h][j] = inside * scale_k + by_state * (scale_k * to_end) + e * u * r;
             side.du[h] += e * r * k;
             // rounded as in the tiles
             y[j] = rounded(k * scale_k) * inside;
-            x_minus_y[j] = rounded(r * scale_r) * from.dr[o] - y[j];
+            x_minus_y[j] = rounded(r * scale_r) * by_r - y[j];
             z[j] = rounded(k * scale_k * to_end) * by_state;
             sum += x_minus_y[j];
             through += z[j];

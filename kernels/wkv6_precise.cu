@@ -9,8 +9,8 @@
 //     dv_j = Σ_i D_ij k_i + dy_j Σ_i r_i u_i k_i,    dlog_w_i = w_i Σ_j D_ij S_ij
 //     D <- diag(w) D + r_tᵀ dy_t.
 //
-// A block has one batch row and head. PARTS neighbouring lanes share a row (or a column) of the
-// state, kPart elements each, in registers. The states that dr and dlog_w need are computed again
+// A block has one batch row and head. kParts neighbouring lanes take turns along a row (or a column) of
+// the state and keep it in registers, kPart elements each: side by side they read side by side. The states that dr and dlog_w need are computed again
 // from one checkpoint a chunk, into `scratch`.
 #include "device.cuh"
 
@@ -37,10 +37,10 @@ struct Chunk {
 };
 static_assert(sizeof(Chunk) == SHARED_BYTES, "the launch must know it");
 
-// Where a thread stands: row (or column) `line` of the state, elements first … first + kPart - 1.
+// Where a thread stands: row (or column) `line` of the state, elements first, first + kParts, ….
 struct Place {
     int line, first;
-    DEVICE Place() : line(threadIdx.x / kParts), first(threadIdx.x % kParts * kPart) {}
+    DEVICE Place() : line(threadIdx.x / kParts), first(threadIdx.x % kParts) {}
     DEVICE bool leads() const { return first == 0; }
 };
 
@@ -83,18 +83,18 @@ DEVICE void clear(float x[kPart]) {
 // x <- w x + a b, for a column of the state: w and b differ from element to element.
 DEVICE void advance_column(float x[kPart], const float *w, const float *b, float a) {
 #pragma unroll
-    for (int i = 0; i < kPart; i++) x[i] = x[i] * w[i] + a * b[i];
+    for (int i = 0; i < kPart; i++) x[i] = x[i] * w[i * kParts] + a * b[i * kParts];
 }
 // The same for a row: one w for all.
 DEVICE void advance_row(float x[kPart], float w, const float *b, float a) {
 #pragma unroll
-    for (int i = 0; i < kPart; i++) x[i] = x[i] * w + a * b[i];
+    for (int i = 0; i < kPart; i++) x[i] = x[i] * w + a * b[i * kParts];
 }
 DEVICE float dot(const float x[kPart], const float *y) {
     float sum = 0.f;
 #pragma unroll
     for (int i = 0; i < kPart; i++) {
-        sum += x[i] * y[i];
+        sum += x[i] * y[i * kParts];
         if (i % 8 == 7) keep_order();
     }
     return sum;
@@ -103,7 +103,8 @@ DEVICE float bonus(const Chunk &chunk, int t, int first) {
     float sum = 0.f;
 #pragma unroll
     for (int i = 0; i < kPart; i++)
-        sum += chunk.r[t][first + i] * chunk.u[first + i] * chunk.k[t][first + i];
+        sum += chunk.r[t][first + i * kParts] * chunk.u[first + i * kParts] *
+               chunk.k[t][first + i * kParts];
     return sum;
 }
 DEVICE void load_u(Chunk &chunk, const float *u) {
@@ -128,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) wkv6_precise_forward(
     clear(S);
     if (state)
 #pragma unroll
-        for (int i = 0; i < kPart; i++) S[i] = state[head * kHead * kHead + corner + i * kHead];
+        for (int i = 0; i < kPart; i++) S[i] = state[head * kHead * kHead + corner + i * kParts * kHead];
     for (int c = 0; c < chunks; c++) {
         const int first = c * kTokens, left = tokens - first;
         const int count = left < kTokens ? left : kTokens;
@@ -136,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) wkv6_precise_forward(
         if (checkpoints)
 #pragma unroll
             for (int i = 0; i < kPart; i++)
-                checkpoints[(head * chunks + c) * kHead * kHead + corner + i * kHead] = S[i];
+                checkpoints[(head * chunks + c) * kHead * kHead + corner + i * kParts * kHead] = S[i];
 #pragma unroll 1
         for (int t = 0; t < count; t++) {
             if (chunk.starts[t]) clear(S);
@@ -151,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) wkv6_precise_forward(
     if (final_state)
 #pragma unroll
         for (int i = 0; i < kPart; i++)
-            final_state[head * kHead * kHead + corner + i * kHead] = S[i];
+            final_state[head * kHead * kHead + corner + i * kParts * kHead] = S[i];
 }
 
 // dv, and the gradient of the first state. Arguments as above and below.
@@ -170,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) wkv6_precise_backward_val
     if (dfinal_state)
 #pragma unroll
         for (int i = 0; i < kPart; i++)
-            D[i] = dfinal_state[head * kHead * kHead + corner + i * kHead];
+            D[i] = dfinal_state[head * kHead * kHead + corner + i * kParts * kHead];
     for (int c = (tokens - 1) / kTokens; c >= 0; c--) {
         const int first = c * kTokens, left = tokens - first;
         const int count = left < kTokens ? left : kTokens;
@@ -188,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) wkv6_precise_backward_val
     if (dstate)
 #pragma unroll
         for (int i = 0; i < kPart; i++)
-            dstate[head * kHead * kHead + corner + i * kHead] = D[i];
+            dstate[head * kHead * kHead + corner + i * kParts * kHead] = D[i];
 }
 
 // dr, dk, the decay's gradient and du. dlog_w: [B, T, H, N], or null for WKV5; du and (WKV5)
@@ -210,14 +211,14 @@ extern "C" __global__ void __launch_bounds__(kThreads) wkv6_precise_backward_key
     clear(D);
     if (dfinal_state)
 #pragma unroll
-        for (int i = 0; i < kPart; i++) D[i] = dfinal_state[head * kHead * kHead + corner + i];
+        for (int i = 0; i < kPart; i++) D[i] = dfinal_state[head * kHead * kHead + corner + i * kParts];
     for (int c = chunks - 1; c >= 0; c--) {
         const int first = c * kTokens, left = tokens - first;
         const int count = left < kTokens ? left : kTokens;
         load_chunk(chunk, s, dy, first, count);
 #pragma unroll
         for (int i = 0; i < kPart; i++)
-            S[i] = checkpoints[(head * chunks + c) * kHead * kHead + corner + i];
+            S[i] = checkpoints[(head * chunks + c) * kHead * kHead + corner + i * kParts];
 #pragma unroll 1
         for (int t = 0; t < count; t++) {
             if (chunk.starts[t]) clear(S);
@@ -230,16 +231,18 @@ extern "C" __global__ void __launch_bounds__(kThreads) wkv6_precise_backward_key
             const float *v_t = chunk.v[t] + at.first, *dy_t = chunk.dy[t] + at.first;
             const float r_t = chunk.r[t][at.line], k_t = chunk.k[t][at.line];
             const float w_t = chunk.w[t][at.line], u_i = chunk.u[at.line];
-            float by_r = 0.f, by_w = 0.f;
+            float by_r = 0.f, by_w = 0.f, e = 0.f;
 #pragma unroll
             for (int i = 0; i < kPart; i++) {
                 const float state = scratch[(t * kPart + i) * kThreads];
-                by_r += state * dy_t[i];
+                by_r += state * dy_t[i * kParts];
                 by_w += state * D[i];
+                e += v_t[i * kParts] * dy_t[i * kParts];
                 if (i % 8 == 7) keep_order();
             }
-            const float e = sum_parts(dot(v_t, dy_t)), by_k = sum_parts(dot(D, v_t));
+            const float by_k = sum_parts(dot(D, v_t));
             by_r = sum_parts(by_r);
+            e = sum_parts(e);
             by_w = w_t * sum_parts(by_w);
             advance_row(D, w_t, dy_t, r_t);
             if (chunk.starts[t]) clear(D);

@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS)
 #pragma unroll
             for (int block = 0; block < BLOCKS; block++) {
                 repack(s_bar[block], s + 2 * block);
-                store_a_swizzled<N>(shared.entering[i], first_row, 2 * block, s_bar[block]);
+                store_a_tiled<N>(shared.entering[i], first_row, 2 * block, s_bar[block]);
             }
             if (i == count - 1) break;
             load(shared.raw[buffer ^ 1], flag, from, offset, begin + i + 1, tokens, stride,
@@ -65,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS)
             copy_async_wait<1>();
             __syncwarp();
             const Raw &raw = shared.raw[buffer];
-            scale_operands<false>(shared, raw, {0, L});  // only the last chunk of all can be short
+            scale_inputs<false>(shared, raw, {0, L});  // only the last chunk of all can be short
             __syncthreads();
             if (warp_id() < 2) make_matrix(shared, shared.matrices, (float *)shared.u);
             __syncthreads();
@@ -108,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS)
                 const bool inside = false;
 #endif
                 element *entering = shared.entering[i];
-                scale_operands<true>(shared, raw, segment);
+                scale_inputs<true>(shared, raw, segment);
                 __syncthreads();
                 pair grad_rows[BLOCKS][4];
                 if (RESETS && inside) fill_state(entering, start, shared.enter);
@@ -116,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS)
 #pragma unroll
                 for (int block = 0; block < BLOCKS; block++) {
                     repack(grad_rows[block], d + 2 * block);
-                    store_a_swizzled<N>(shared.leaving, first_row, 2 * block, grad_rows[block]);
+                    store_a_tiled<N>(shared.leaving, first_row, 2 * block, grad_rows[block]);
                 }
                 if (warp_id() < 4) make_matrix(shared, shared.matrices, (float *)shared.u);
 #if CHECKPOINT_CHUNKS == 1
@@ -155,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS)
                     if (dorigin) add_to_rows<N>(dorigin + (number * N + first_row) * N, d);
                     clear<2 * BLOCKS>(d);
                 }
-                __syncwarp();  // unseen in the emulator: the stores above make the lanes meet
+                __syncwarp();  // only a race without it: the stores above make the lanes meet
             }
             if (BUFFERS == 2) buffer ^= 1;
         }

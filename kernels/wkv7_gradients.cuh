@@ -1,25 +1,20 @@
 // The steps of the chunked WKV7 backward pass; wkv7_backward.cu says how they follow on each other.
 #include "wkv7_chunk.cuh"
 
-#ifndef RESETS  // whether documents may start inside the sequence
-#define RESETS 0
-#endif
 #ifndef BUFFERS  // chunks of inputs in shared memory: 2 loads the next one while this one is used
 #define BUFFERS 2
 #endif
 static_assert(CHECKPOINT_CHUNKS == 1 || (BUFFERS == 2 && !CENTRED && !RESETS), "not made for it");
 
-constexpr int GROWTH_ROW = N + 8;
 constexpr int UNROLLED = N > 64 ? 2 : BLOCKS;  // all at once, loads take registers that d needs
-enum { R, LOG_W, K, V, A, B, DY, INPUTS };
 typedef element Raw[INPUTS][L * ROW];
 
 struct Shared {
     Raw raw[BUFFERS];
     element a_bar[L * ROW], r_bar[L * ROW], k_hat[L * ROW], b_hat[L * ROW];
     float growth[(L + 1) * GROWTH_ROW];           // e^(c' - m) of each token, and of the one behind
-    element entering[CHECKPOINT_CHUNKS][N * N];   // S̄, swizzled
-    element leaving[N * N];                       // D̃, swizzled
+    element entering[CHECKPOINT_CHUNKS][N * N];   // S̄, in tiles of 8 x 8
+    element leaving[N * N];                       // D̃, likewise
     element u[N * SMALL], dz[N * SMALL];          // Uᵀ, dZᵀ
     element matrices[4][L * SMALL];               // A, then dA
     float enter[N], leave[N];                     // e^m, e^(c_L - m)
@@ -36,7 +31,7 @@ struct Pointers {
 DEVICE void load(Raw &to, uint8 &starts, const Pointers &from, long long offset, int chunk,
                  int tokens, int stride, bool all) {
     if (chunk >= 0) {
-        const int lane = lane_id(), row = lane >> 1, column = warp_id() * 16 + (lane & 1) * 8;
+        const int lane = lane_id(), row = lane & 15, column = warp_id() * 16 + (lane >> 4) * 8;
         const int token = chunk * L + row, bytes = token < tokens ? 16 : 0;
         const long long at = offset + (long long)(bytes ? token : 0) * stride + column;
         const int place = row * ROW + column;
@@ -59,13 +54,10 @@ DEVICE void load(Raw &to, uint8 &starts, const Pointers &from, long long offset,
 
 // Start copying S̄ of a chunk, this warp's value rows.
 DEVICE void load_state(element *to, const element *checkpoints, long long number) {
+    const int first = warp_id() * 16 * N + lane_id() * 8;
     const element *from = checkpoints + number * N * N;
 #pragma unroll
-    for (int i = 0; i < N / 16; i++) {
-        const int at = lane_id() + i * 32;  // a piece of 8 elements among the warp's 16 rows
-        const int row = warp_id() * 16 + at / (N / 8), piece = at % (N / 8);
-        copy_async(&to[swizzled<N>(row, piece)], from + row * N + piece * 8, 16);
-    }
+    for (int i = 0; i < N / 16; i++) copy_async(&to[first + i * 256], from + first + i * 256, 16);
 }
 
 // S̄ of a document's start, this warp's value rows; null: zero.
@@ -77,68 +69,17 @@ DEVICE void fill_state(element *to, const float *start, const float *enter) {
         load_rows<N, 2>(s, start ? start + block * 16 : nullptr);
         if (CENTRED) scale_columns<2>(s, enter + block * 16);
         repack(rows, s);
-        store_a_swizzled<N>(to, warp_id() * 16, 2 * block, rows);
+        store_a_tiled<N>(to, warp_id() * 16, 2 * block, rows);
     }
 }
 
-// Scale the inputs of a segment, each warp its own 16 channels: a lane four channels of two tokens.
+// Scale a segment's inputs; ALL: what the gradients need, not only what the state does.
 template <bool ALL>
-DEVICE void scale_operands(Shared &shared, const Raw &raw, Segment segment) {
-    const int lane = lane_id(), channel = warp_id() * 16 + (lane & 3) * 4;
-    const int group = lane >> 2, first = 2 * group * ROW + channel, second = first + ROW;
-    const bool keep_first = segment.holds(2 * group), keep_second = segment.holds(2 * group + 1);
-    const uint2 w_first = *(const uint2 *)&raw[LOG_W][first];
-    const uint2 w_second = *(const uint2 *)&raw[LOG_W][second];
-    float before[4], between[4], behind[4], centres[4];  // e^(c - m) around the two tokens
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const pair x = i < 2 ? w_first.x : w_first.y, y = i < 2 ? w_second.x : w_second.y;
-        const float one = keep_first ? ((i & 1) ? high(x) : low(x)) * LOG2_E : 0.f;
-        const float two = keep_second ? ((i & 1) ? high(y) : low(y)) * LOG2_E : 0.f;
-        float upto = one + two;  // over the groups up to this one
-#pragma unroll
-        for (int distance = 4; distance < 32; distance *= 2) {
-            const float other = __shfl_sync(ALL_LANES, upto, lane - distance);
-            if (lane >= distance) upto += other;
-        }
-        const float centre = CENTRED ? __shfl_sync(ALL_LANES, upto, 12 + (lane & 3)) : 0.f;
-        const float start = upto - (one + two) - centre;
-        before[i] = exp2_fast(start);
-        between[i] = exp2_fast(start + one);
-        behind[i] = exp2_fast(upto - centre);
-        centres[i] = centre;
-    }
-    if (group == 7)
-        *(float4 *)&shared.leave[channel] = make_float4(behind[0], behind[1], behind[2], behind[3]);
-    if (CENTRED && group == 0)
-        *(float4 *)&shared.enter[channel] =
-            make_float4(exp2_fast(centres[0]), exp2_fast(centres[1]), exp2_fast(centres[2]),
-                        exp2_fast(centres[3]));
-    if (ALL) {
-        float *growth = &shared.growth[2 * group * GROWTH_ROW + channel];
-        if (group == 0) *(float4 *)growth = make_float4(before[0], before[1], before[2], before[3]);
-        *(float4 *)&growth[GROWTH_ROW] = make_float4(between[0], between[1], between[2], between[3]);
-        *(float4 *)&growth[2 * GROWTH_ROW] = make_float4(behind[0], behind[1], behind[2], behind[3]);
-    }
-    auto scale = [&](element *to, const element *from, int at, bool keep, const float *factor) {
-        const uint2 x = *(const uint2 *)&from[at];
-        uint2 scaled = make_uint2(pack(low(x.x) * factor[0], high(x.x) * factor[1]),
-                                  pack(low(x.y) * factor[2], high(x.y) * factor[3]));
-        if (!keep) scaled = make_uint2(0, 0);
-        *(uint2 *)&to[at] = scaled;
-    };
-    scale(shared.a_bar, raw[A], first, keep_first, before);
-    scale(shared.a_bar, raw[A], second, keep_second, between);
-    if (ALL) {
-        scale(shared.r_bar, raw[R], first, keep_first, between);
-        scale(shared.r_bar, raw[R], second, keep_second, behind);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++) between[i] = reciprocal(between[i]), behind[i] = reciprocal(behind[i]);
-    scale(shared.k_hat, raw[K], first, keep_first, between);
-    scale(shared.k_hat, raw[K], second, keep_second, behind);
-    scale(shared.b_hat, raw[B], first, keep_first, between);
-    scale(shared.b_hat, raw[B], second, keep_second, behind);
+DEVICE void scale_inputs(Shared &shared, const Raw &raw, Segment segment) {
+    const int place = lane_token() * ROW + lane_channel();
+    scale_operands<ALL, ALL>(shared, segment, [&](int input, int which) {
+        return *(const uint2 *)&raw[input][place + which * ROW];
+    });
 }
 
 // By value rows: Uᵀ and dZᵀ into shared memory, dV to `dv`, and d becomes D' e^-m.
@@ -154,7 +95,7 @@ DEVICE void by_value_rows(Shared &shared, const Raw &raw, const element *enterin
         clear<2>(sum);  // Uᵀ = S̄ āᵀ + Vᵀ A_akᵀ, times (I - A_ab)⁻ᵀ
 #pragma unroll UNROLLED
         for (int block = 0; block < BLOCKS; block++) {
-            load_a_swizzled<N>(a, entering, first_row, block * 2);
+            load_a_tiled<N>(a, entering, first_row, block * 2);
             load_b_transposed<ROW>(b, shared.a_bar + block * 16);
             multiply_add(sum, a, b);
         }
@@ -226,8 +167,8 @@ DEVICE void state_products(Columns &c, const Shared &shared, const Raw &raw,
 #pragma unroll
     for (int block = 0; block < BLOCKS; block++) {
         pair rows[4], state[4], grad[4];
-        load_b_swizzled<N>(state, entering, block * 16, warp * 2);
-        load_b_swizzled<N>(grad, shared.leaving, block * 16, warp * 2);
+        load_b_tiled<N>(state, entering, block * 16, warp * 2);
+        load_b_tiled<N>(grad, shared.leaving, block * 16, warp * 2);
         load_a<ROW>(rows, &raw[DY][block * 16]);
         multiply_add(c.r, rows, state);
         load_a_transposed<SMALL>(rows, shared.dz + block * 16 * SMALL);

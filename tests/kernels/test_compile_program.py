@@ -51,6 +51,26 @@ def test_what_was_compiled_is_kept(tmp_path, monkeypatch):
     assert compile_program(PROGRAM, "sm_80") == first
 
 
+def test_fewer_blocks_rather_than_spills(kernels):
+    """80 numbers a thread: 2 blocks of 512 threads leave 64 registers each, 1 block 128."""
+    (kernels / "many.cu").write_text(
+        'extern "C" __global__ void __launch_bounds__(512, MIN_BLOCKS) many(float *x, int n) {\n'
+        "  float sums[80];\n#pragma unroll\n"
+        "  for (int i = 0; i < 80; i++) sums[i] = x[i * 512 + threadIdx.x];\n"
+        "  for (int step = 0; step < n; step++)\n#pragma unroll\n"
+        "    for (int i = 0; i < 80; i++) sums[i] = sums[i] * sums[(i + 1) % 80] + x[step];\n"
+        "#pragma unroll\n"
+        "  for (int i = 0; i < 80; i++) x[i * 512 + threadIdx.x] = sums[i];\n}\n"
+    )
+    two, one = (Program("many.cu", (("MIN_BLOCKS", blocks),)) for blocks in (2, 1))
+    source = read_source("many.cu")
+    assert compiling._compile(source, two, "sm_80").resources["many"].spill_bytes > 0
+    found = compile_program(two, "sm_80").resources["many"]
+    assert found == compile_program(one, "sm_80").resources["many"]
+    assert found.spill_bytes == 0
+    assert found.registers > 64
+
+
 def test_another_source_macro_or_architecture_is_another_binary(tmp_path, kernels):
     compile_program(PROGRAM, "sm_80")
     compile_program(PROGRAM, "sm_120")

@@ -34,7 +34,8 @@ class Program:
 
     Attributes:
         file: its name in the folder ``kernels``.
-        defines: macros and their values.
+        defines: macros and their values. ``MIN_BLOCKS``, where it is one, is how many blocks a
+            multiprocessor should hold; fewer are taken where a kernel would spill registers.
     """
 
     file: str
@@ -117,7 +118,7 @@ def compile_program(program: Program, arch: str) -> Binary:
     path = folder and folder / "kernels" / f"{Path(program.file).stem}-{arch}-{key[:32]}.bin"
     binary = _read(path) if path else None
     if binary is None:
-        binary = _compile(source, program, arch)
+        binary = _compile_without_spills(source, program, arch)
         if path:
             _write(path, binary)
     return binary
@@ -155,6 +156,20 @@ def toolkit_versions() -> tuple[str, ...]:
             hint=hint,
         )
     return core, bindings, f"{major}.{minor}"
+
+
+def _compile_without_spills(source: str, program: Program, arch: str) -> Binary:
+    """Compile for fewer blocks a multiprocessor as long as registers are spilled.
+
+    How many registers a kernel takes differs from compiler to compiler.
+    """
+    binary = _compile(source, program, arch)
+    blocks = dict(program.defines).get("MIN_BLOCKS", 1)
+    while blocks > 1 and any(used.spill_bytes for used in binary.resources.values()):
+        blocks -= 1
+        defines = dict(program.defines) | {"MIN_BLOCKS": blocks}
+        binary = _compile(source, Program(program.file, tuple(defines.items())), arch)
+    return binary
 
 
 def _compile(source: str, program: Program, arch: str) -> Binary:

@@ -21,7 +21,7 @@ _ROWS = 8  # tokens a thread
 
 
 def _program(file: str, *, width: int = 64, fp16: bool = False, **more: int) -> Program:
-    defines = {"WIDTH": width, **more, **({"ELEMENT_FP16": 1} if fp16 else {})}
+    defines = {"WIDTH": width, "MIN_BLOCKS": 2, **more, **({"ELEMENT_FP16": 1} if fp16 else {})}
     return Program(file, tuple(defines.items()))
 
 

@@ -62,18 +62,22 @@ class Shape:
     def backward_shared_bytes(self) -> int:
         """Shared memory of a backward block; the kernel asserts the same number."""
         chunk = _key_tiles(_PANEL) + 2 * _tile(self.size) + self.size // 4 * _THREADS * 4
-        exchange = 3 * CHUNK * (16 + 2) * 4 + (CHUNK + 16) * 4
+        exchange = 3 * CHUNK * 16 * 4 + (CHUNK + 16) * 4
         return self.chunks * chunk + _WARPS * exchange
 
     def forward_program(self) -> Program:
-        """The forward kernel."""
-        return self._program("wkv6_forward.cu", SHARED_BYTES=self.forward_shared_bytes())
+        """The forward kernel; as many blocks a multiprocessor as its registers allow."""
+        blocks = 4 if self.size == 64 else 2
+        bytes_ = self.forward_shared_bytes()
+        return self._program("wkv6_forward.cu", SHARED_BYTES=bytes_, MIN_BLOCKS=blocks)
 
     def backward_program(self) -> Program:
         """The backward kernel."""
         split = int(self.parts > 1)
         bytes_ = self.backward_shared_bytes()
-        return self._program("wkv6_backward.cu", SHARED_BYTES=bytes_, SPLIT_SIDES=split)
+        return self._program(
+            "wkv6_backward.cu", SHARED_BYTES=bytes_, SPLIT_SIDES=split, MIN_BLOCKS=2
+        )
 
     def _program(self, file: str, **more: int) -> Program:
         defines = {

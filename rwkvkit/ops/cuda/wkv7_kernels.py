@@ -60,7 +60,7 @@ class Shape:
     def forward_shared_bytes(self) -> int:
         """Shared memory of a forward block; the kernel asserts the same number."""
         tiles = 2 * (5 * self._tile() + 2 * self.size * 4)
-        return tiles + 4 * CHUNK * 24 * 2 + CHUNK * 20 * 4
+        return tiles + 4 * CHUNK * 24 * 2 + CHUNK * 24 * 4
 
     def backward_shared_bytes(self) -> int:
         """Shared memory of a backward block; the kernel asserts the same number."""
@@ -78,6 +78,7 @@ class Shape:
             "CHECKPOINT_CHUNKS": self.checkpoint_chunks,
             "SHARED_BYTES": shared_bytes,
             "MIN_BLOCKS": min_blocks,
+            "RESETS": int(self.resets),
             **more,
         }
         if self.fp16:
@@ -96,7 +97,6 @@ class Shape:
             "wkv7_backward.cu",
             self.backward_shared_bytes(),
             blocks,
-            RESETS=int(self.resets),
             BUFFERS=self.buffers,
         )
 
@@ -292,7 +292,8 @@ def programs() -> dict[str, Program]:
         kind = f"wkv7 {'fp16' if fp16 else 'bf16'} N={size}"
         for resets in (False, True):
             shape = Shape(size, fp16=fp16, resets=resets, buffers=2 if size == 64 else 1)
-            found[f"{kind} forward"] = shape.forward_program()
-            found[f"{kind} backward{', documents' if resets else ''}"] = shape.backward_program()
+            documents = ", documents" if resets else ""
+            found[f"{kind} forward{documents}"] = shape.forward_program()
+            found[f"{kind} backward{documents}"] = shape.backward_program()
         found[f"wkv7 fp32 N={size}"] = precise_program(size)
     return found
