@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -45,26 +46,18 @@ class Emulator:
 
     def __init__(self, program: Program, folder: Path, source: str | None = None) -> None:
         """Compile into ``folder``; ``source`` replaces what the program's file holds."""
-        compiler = shutil.which("g++") or shutil.which("c++")
-        assert compiler, "the kernels' tests need g++"
         text = source or read_source(program.file, {"device.cuh": HERE / "device.cuh"})
         self.kernels = _KERNEL.findall(text)
         unit = folder / f"{Path(program.file).stem}.cpp"
         unit.write_text(text + _entry_points(self.kernels))
         library = unit.with_suffix(".so")
-        flags = "-O2 -std=c++17 -fPIC -shared -fno-strict-aliasing -U_FORTIFY_SOURCE -w"
-        if (
-            "clang"
-            not in subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-        ):
-            flags += " -fno-gnu-unique"  # libraries in one process must not share their state
-        defines = [f"-D{name}={value}" for name, value in program.defines]
-        command = [compiler, *flags.split(), *defines, f"-I{HERE}", str(unit), "-o", str(library)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        self._build(unit, library, [f"-D{name}={value}" for name, value in program.defines])
         self._library = ctypes.CDLL(str(library))
         self.seed = 1
         self.flush_denormals = True
+
+    def _build(self, unit: Path, library: Path, defines: list[str]) -> None:
+        compile_with("-O2", "-shared", *defines, unit, "-o", library)
 
     @contextmanager
     def without(self, file: str, line: int) -> Iterator[None]:
@@ -93,6 +86,7 @@ class Emulator:
             (ctypes.c_uint * 3)(*grid), threads, shared_bytes, self.seed, self.flush_denormals
         )
         guarded = [_Guarded(x) if isinstance(x, Tensor) else x for x in arguments]
+        self._before([x for x in guarded if isinstance(x, _Guarded)])
         values = [_value(x) for x in guarded]
         pointers = (ctypes.c_void_p * len(values))(
             *(ctypes.cast(ctypes.pointer(value), ctypes.c_void_p) for value in values)
@@ -101,6 +95,9 @@ class Emulator:
         for number, argument in enumerate(guarded):
             if isinstance(argument, _Guarded):
                 argument.give_back(f"{kernel}, argument {number}")
+
+    def _before(self, tensors: "list[_Guarded]") -> None:
+        """Called before a launch, with its tensors."""
 
     def _check(self, kernel: str, arguments: tuple[Argument, ...]) -> None:
         """Compare the arguments with the kernel's parameters."""
@@ -118,16 +115,38 @@ class Emulator:
             assert fits, f"{kernel}, argument {number}: {argument} for {parameter}"
 
 
+def compile_with(*arguments: str | Path) -> None:
+    """Call the C++ compiler."""
+    flags = f"-std=c++17 -fPIC -fno-strict-aliasing -U_FORTIFY_SOURCE -w -I{HERE}"
+    if not with_clang():
+        flags += " -fno-gnu-unique"  # libraries in one process must not share their state
+    done = subprocess.run([_compiler(), *flags.split(), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@cache
+def with_clang() -> bool:
+    """Whether the C++ compiler is clang, also where it is called g++."""
+    command = [_compiler(), "--version"]
+    return "clang" in subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def _compiler() -> str:
+    compiler = shutil.which("g++") or shutil.which("c++")
+    assert compiler, "the kernels' tests need g++"
+    return compiler
+
+
 def waits(file: str) -> list[int]:
     """The lines of a kernel file in which threads wait for each other or for a copy.
 
-    Without those that say why the emulator cannot show that they are needed.
+    Without those that say that no result changes without them: the emulator's order hides it.
     """
     lines = (bundled("kernels") / file).read_text(encoding="utf-8").splitlines()
     return [
         number
         for number, line in enumerate(lines, 1)
-        if _WAIT.search(line) and "unseen in the emulator" not in line
+        if _WAIT.search(line) and "only a race without it" not in line
     ]
 
 
@@ -142,6 +161,9 @@ class _Guarded:
         self.start = _GUARD + -(self.buffer.data_ptr() + _GUARD) % 128
         self.inside().copy_(tensor.detach().reshape(-1).view(torch.uint8))
 
+    def address(self) -> int:
+        return self.buffer.data_ptr() + self.start
+
     def inside(self) -> Tensor:
         return self.buffer[self.start : self.start + self.bytes]
 
@@ -155,7 +177,7 @@ class _Guarded:
 
 def _value(argument: "_Guarded | int | float | None") -> ctypes._SimpleCData:
     if isinstance(argument, _Guarded):
-        return ctypes.c_void_p(argument.buffer.data_ptr() + argument.start)
+        return ctypes.c_void_p(argument.address())
     if argument is None:
         return ctypes.c_void_p()
     return ctypes.c_int(argument) if isinstance(argument, int) else ctypes.c_float(argument)

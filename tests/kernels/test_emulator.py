@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from emulator import HERE, Emulator
+from accesses import Watched
+from emulator import HERE, Emulator, with_clang
 
 from rwkvkit.ops.cuda.compile import Program
 
@@ -34,6 +35,18 @@ extern "C" __global__ void product(const element *a, const element *b, float *d)
         for (int i = 0; i < 4; i++)
             d[(lane / 4 + i / 2 * 8) * 16 + half * 8 + lane % 4 * 2 + i % 2] = sum[i];
     }
+}
+"""
+ACCESSES = """struct Shared { float x[2048]; };
+extern "C" __global__ void accesses(int step, int of, float *x, float *to) {
+    Shared &shared = shared_memory<Shared>();
+    const int i = threadIdx.x;
+    shared.x[i * step] = x[i];
+    __syncwarp();
+    to[(blockIdx.x * of + i) * step] = shared.x[i / 32 * 32 * step + 31 - i % 32];
+}
+extern "C" __global__ void astray(int from, float *x, float *to) {
+    *(float2 *)&to[2 * threadIdx.x] = *(const float2 *)&x[2 * threadIdx.x + from];
 }
 """
 
@@ -95,3 +108,56 @@ def test_tensor_core_product(tmp_path, fp16):
             broken = torch.zeros(16, 16)
             emulator.launch("product", (1, 1, 1), 32, 1024, a, b, broken)
             assert not torch.equal(broken, d)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory) -> Watched:
+    if with_clang():
+        pytest.skip("clang reports accesses in another way")
+    return Watched(Program("t.cu"), tmp_path_factory.mktemp("watched"), DEVICE + ACCESSES)
+
+
+def run_accesses(watched: Watched, step: int, *, blocks: int = 1, of: int = 64):
+    to = torch.zeros(64 * step * blocks)
+    watched.launch("accesses", (blocks, 1, 1), 64, 8192, step, of, torch.arange(64.0), to)
+    faults, accesses = watched.report()
+    costs = {(x.memory, x.writes): (x.requests, x.passes, x.least) for x in accesses}
+    return faults, costs, to
+
+
+def test_the_cost_of_accesses(watched):
+    faults, costs, to = run_accesses(watched, 1)
+    assert torch.equal(to, torch.arange(64.0).view(2, 32).flip(1).flatten())
+    assert faults == []
+    assert costs[("shared", True)] == costs[("shared", False)] == (2, 2, 2)
+    assert costs[("global", True)] == costs[("global", False)] == (2, 8, 8)
+
+
+@pytest.mark.parametrize("step", [2, 4, 32])
+def test_bank_conflicts_and_wasted_sectors(watched, step):
+    _, costs, _ = run_accesses(watched, step)
+    assert costs[("shared", True)] == (2, 2 * step, 2)
+    assert costs[("global", True)] == (2, 2 * 32 * min(4 * step, 32) // 32, 8)
+
+
+def test_lanes_that_do_not_meet_race(watched):
+    with watched.without("t.cu", 6):
+        faults, *_ = run_accesses(watched, 1)
+    write, read = "write at t.cu:5", "read at t.cu:7"
+    assert set(faults) == {f"race: {write}, {read}", f"race: {read}, {write}"}
+
+
+def test_blocks_that_write_the_same_race(watched):
+    assert run_accesses(watched, 1, blocks=2)[0] == []
+    assert run_accesses(watched, 1, blocks=2, of=32)[0] == [
+        "race: write at t.cu:7, write at t.cu:7"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "fault"),
+    [(0, 64, None), (1, 65, "misaligned: read at t.cu:10"), (2, 65, "outside: read at t.cu:10")],
+)
+def test_accesses_that_a_gpu_refuses(watched, start, size, fault):
+    watched.launch("astray", (1, 1, 1), 32, 0, start, torch.ones(size), torch.zeros(64))
+    assert watched.report()[0] == ([fault] if fault else [])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from emulator import Emulator, waits
 from torch import Tensor
-from wkv7_cases import NAMES, Case, error, exact, make
+from wkv7_cases import NAMES, Case, error, exact, make, run, run_precise
 
 from rwkvkit.ops import rwkv7, wkv7
 from rwkvkit.ops.cuda import launch, wkv7_kernels
@@ -35,57 +35,6 @@ def emulated(emulators, monkeypatch) -> Callable[[Program], Emulator]:
 
     monkeypatch.setattr(launch, "launch", start)
     return emulators
-
-
-def run(case: Case, **shape: int) -> dict[str, Tensor]:
-    """Forward and backward by the chunked kernels."""
-    first = case.vectors[0]
-    program = Shape(
-        first.shape[-1],
-        fp16=first.dtype == torch.float16,
-        resets=case.resets is not None,
-        **shape,
-    )
-    y, final, checkpoints = wkv7_kernels.forward(
-        program, case.vectors, case.state, case.origin, case.resets, keep=True
-    )
-    gradients, dstate, dorigin = wkv7_kernels.backward(
-        program,
-        case.vectors,
-        case.dy,
-        case.origin,
-        case.resets,
-        checkpoints,
-        case.dfinal,
-        want_state=case.state is not None,
-        want_origin=case.origin is not None,
-    )
-    return named(y, final, gradients, dstate, dorigin)
-
-
-def run_precise(case: Case) -> dict[str, Tensor]:
-    vectors = tuple(x.float() for x in case.vectors)
-    y, final, checkpoints = wkv7_kernels.precise_forward(
-        vectors, case.state, case.origin, case.resets, keep=True
-    )
-    gradients, dstate, dorigin = wkv7_kernels.precise_backward(
-        vectors,
-        case.dy.float(),
-        case.origin,
-        case.resets,
-        checkpoints,
-        case.dfinal,
-        want_state=case.state is not None,
-        want_origin=case.origin is not None,
-    )
-    return named(y, final, gradients, dstate, dorigin)
-
-
-def named(y, final, gradients, dstate, dorigin) -> dict[str, Tensor]:
-    found = {"y": y, "final": final}
-    found |= {f"d{name}": x for name, x in zip(NAMES, gradients, strict=True)}
-    found |= {"dstate": dstate, "dorigin": dorigin}
-    return {name: x for name, x in found.items() if x is not None}
 
 
 def worst(found: dict[str, Tensor], case: Case) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rwkvkit.ops import wkv7
+from rwkvkit.ops.cuda import wkv7_kernels
 
 NAMES = ("r", "log_w", "k", "v", "a", "b")
 
@@ -94,6 +95,58 @@ def exact(case: Case) -> dict[str, Tensor]:
     )
     named = {f"d{name}": x for name, x in zip(leaves, gradients, strict=True)}
     return {"y": y.detach(), "final": final.detach(), **named}
+
+
+def run(case: Case, **shape: int) -> dict[str, Tensor]:
+    """Forward and backward by the chunked kernels."""
+    first = case.vectors[0]
+    program = wkv7_kernels.Shape(
+        first.shape[-1],
+        fp16=first.dtype == torch.float16,
+        resets=case.resets is not None,
+        **shape,
+    )
+    y, final, checkpoints = wkv7_kernels.forward(
+        program, case.vectors, case.state, case.origin, case.resets, keep=True
+    )
+    gradients, dstate, dorigin = wkv7_kernels.backward(
+        program,
+        case.vectors,
+        case.dy,
+        case.origin,
+        case.resets,
+        checkpoints,
+        case.dfinal,
+        want_state=case.state is not None,
+        want_origin=case.origin is not None,
+    )
+    return _named(y, final, gradients, dstate, dorigin)
+
+
+def run_precise(case: Case) -> dict[str, Tensor]:
+    """The same by the fp32 kernels."""
+    vectors = tuple(x.float() for x in case.vectors)
+    y, final, checkpoints = wkv7_kernels.precise_forward(
+        vectors, case.state, case.origin, case.resets, keep=True
+    )
+    gradients, dstate, dorigin = wkv7_kernels.precise_backward(
+        vectors,
+        case.dy.float(),
+        case.origin,
+        case.resets,
+        checkpoints,
+        case.dfinal,
+        want_state=case.state is not None,
+        want_origin=case.origin is not None,
+    )
+    return _named(y, final, gradients, dstate, dorigin)
+
+
+def _named(y, final, gradients, dstate, dorigin) -> dict[str, Tensor]:
+    found = {"y": y, "final": final}
+    found |= {f"d{name}": x for name, x in zip(NAMES, gradients, strict=True)}
+    found |= {"dstate": dstate, "dorigin": dorigin}
+    return {name: x for name, x in found.items() if x is not None}
 
 
 def error(got: Tensor, want: Tensor) -> float:

@@ -23,6 +23,9 @@
 #include <utility>
 #include <vector>
 
+#define INLINED inline __attribute__((always_inline))
+#define UNREPORTED __attribute__((no_sanitize_thread))  // it calls note_access itself
+
 #define __global__
 #define __device__
 #define __host__
@@ -46,10 +49,10 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+INLINED float2 make_float2(float x, float y) { return {x, y}; }
+INLINED float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+INLINED uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+INLINED uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 namespace emulator {
 
@@ -67,8 +70,10 @@ struct Fiber {
     bool started;
     Waits waits;
     int thread;
+    unsigned char *stack;
     std::vector<Copy> copies;
     int group;
+    unsigned barriers, meetings;  // passed by the block; by the warp, or the block
 };
 
 struct Launch {
@@ -78,6 +83,7 @@ struct Launch {
 };
 
 constexpr int kStackBytes = 128 * 1024, kWarp = 32, kMaxThreads = 1024;
+constexpr int kGuard = 512;  // bytes before and behind shared memory; the tensors have as many
 
 inline Fiber fibers[kMaxThreads];
 inline Fiber *current;
@@ -90,6 +96,16 @@ inline unsigned char exchange[kMaxThreads][64];  // what lanes show each other
 inline std::string skipped_file;                 // a barrier taken out, by its place
 inline int skipped_line;
 
+// Told to accesses.cpp, where that is part of the program.
+inline void (*block_starts)(const Launch &);
+inline void (*warp_met)(int warp);
+inline void (*accessed)(const void *at, int bytes, bool writes, bool costs);
+
+// Tell of an access; one without costs only matters for races.
+inline void note_access(const void *at, int bytes, bool writes, bool costs = true) {
+    if (accessed) accessed(at, bytes, writes, costs);
+}
+
 inline void wait(Waits reason) {
     current->waits = reason;
     if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
@@ -101,14 +117,14 @@ inline void enter() {
     _longjmp(scheduler, 1);
 }
 
-inline void resume(Fiber &fiber, unsigned char *stack) {
+inline void resume(Fiber &fiber) {
     current = &fiber;
     fiber.waits = Waits::no;
     if (_setjmp(scheduler) != 0) return;
     if (fiber.started) _longjmp(fiber.place, 1);
     fiber.started = true;
     getcontext(&entry_context);
-    entry_context.uc_stack.ss_sp = stack;
+    entry_context.uc_stack.ss_sp = fiber.stack;
     entry_context.uc_stack.ss_size = kStackBytes;
     entry_context.uc_link = nullptr;
     makecontext(&entry_context, enter, 0);
@@ -140,13 +156,17 @@ struct Place {
     int line;
     bool skipped() const { return line == skipped_line && skipped_file == file; }
     void barrier() const {
-        if (!skipped()) wait(Waits::for_block);
+        if (skipped()) return;
+        wait(Waits::for_block);
+        current->barriers++, current->meetings++;
     }
-    void warp_barrier() const {
-        if (!skipped()) meet_warp();
+    void warp_barrier() const {  // unlike an exchange, it orders memory
+        if (skipped()) return;
+        meet_warp();
+        current->meetings++;
     }
     template <int PENDING>
-    void copies() const {
+    UNREPORTED void copies() const {
         if (skipped()) return;
         std::vector<Copy> left;
         for (const Copy &copy : current->copies) {
@@ -154,6 +174,7 @@ struct Place {
                 left.push_back(copy);
                 continue;
             }
+            note_access(copy.to, 16, true, false);
             memset(copy.to, 0, 16);
             memcpy(copy.to, copy.from, copy.bytes);
         }
@@ -164,12 +185,15 @@ struct Place {
 inline void run_block(const Launch &launch, unsigned char *stacks, uint32_t &random) {
     const int threads = launch.block, warps = (threads + kWarp - 1) / kWarp;
     memset(shared, 0xff, launch.shared_bytes);
+    if (block_starts) block_starts(launch);
     for (int i = 0; i < threads; i++) {
         fibers[i].started = false;
         fibers[i].waits = Waits::no;
         fibers[i].thread = i;
         fibers[i].copies.clear();
         fibers[i].group = 0;
+        fibers[i].barriers = fibers[i].meetings = 0;
+        fibers[i].stack = stacks + (size_t)i * kStackBytes;
     }
     std::vector<int> order(warps);
     for (;;) {
@@ -186,12 +210,12 @@ inline void run_block(const Launch &launch, unsigned char *stacks, uint32_t &ran
                 random = random * 1664525u + 1013904223u;
                 for (int step = 0; step < end - begin; step++) {
                     const int i = random >> 31 ? begin + step : end - 1 - step;
-                    if (fibers[i].waits == Waits::no)
-                        resume(fibers[i], stacks + (size_t)i * kStackBytes);
+                    if (fibers[i].waits == Waits::no) resume(fibers[i]);
                     meeting += fibers[i].waits == Waits::for_warp;
                     alive += fibers[i].waits != Waits::ended;
                 }
                 goes_on = meeting > 0 && meeting == alive;
+                if (warp_met) warp_met(warp);
                 if (meeting > 0 && meeting < alive) {
                     fprintf(stderr, "emulator: lanes of warp %d wait for each other forever\n", warp);
                     abort();
@@ -234,7 +258,9 @@ inline uint64_t flushing_mode() {
 
 inline void run(const Launch &launch, const std::function<void()> &body) {
     std::vector<unsigned char> stacks((size_t)launch.block * kStackBytes);
-    shared = (unsigned char *)aligned_alloc(128, (launch.shared_bytes + 255) / 128 * 128);
+    const size_t shared_space = (launch.shared_bytes + 2 * kGuard + 127) / 128 * 128;
+    unsigned char *space = (unsigned char *)aligned_alloc(128, shared_space);
+    shared = space + kGuard;
     kernel = &body;
     block_size = {launch.block, 1, 1};
     grid_size = {launch.grid[0], launch.grid[1], launch.grid[2]};
@@ -248,7 +274,7 @@ inline void run(const Launch &launch, const std::function<void()> &body) {
                 run_block(launch, stacks.data(), random);
             }
     set_float_mode(mode);
-    free(shared);
+    free(space);
 }
 
 // Call a kernel with arguments behind pointers, as a driver gets them.
