@@ -10,7 +10,7 @@ way without a GPU. Exit codes: 0 all is right, 1 a section failed, 5 a package i
 import argparse
 import importlib.util
 import json
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
@@ -18,14 +18,20 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from gpu_process import run_within
+
 _NEEDED = {
     "torch": "torch",
     "numpy": "numpy",
     "pydantic": "pydantic",
+    "pydantic_core": "pydantic-core",
+    "annotated_types": "annotated-types",
+    "typing_inspection": "typing-inspection",
     "ruamel.yaml": "ruamel.yaml",
     "cuda.core": "cuda-core",
     "cuda.bindings": "cuda-bindings",
 }
+_VERSIONS = ("torch", "cuda-core", "cuda-bindings")
 _TOTAL_SECONDS = 475
 _GPU_ONLY = ("compiled steps", "sanitizer")
 
@@ -46,8 +52,17 @@ def main() -> int:
         return 5
     from gpu_sections import SECTIONS
 
+    from rwkvkit.errors import SetupError
+    from rwkvkit.ops.cuda.compile import toolkit_versions
+
+    try:
+        nvrtc = toolkit_versions()[-1]
+    except SetupError as error:
+        print(f"missing: {error}")
+        return 5
     name = torch.cuda.get_device_name() if settings.device == "cuda" else None
-    results: dict[str, Any] = report.header("torch", hardware=name) | {"sections": {}}
+    results: dict[str, Any] = report.header(*_VERSIONS, hardware=name)
+    results |= {"driver": _driver(), "nvrtc": nvrtc, "sections": {}}
     begun = time.monotonic()
     for section, (_, limit) in SECTIONS.items():
         left = _TOTAL_SECONDS - (time.monotonic() - begun)
@@ -80,17 +95,11 @@ def _run(section: str, limit: float, settings: argparse.Namespace) -> dict[str, 
         command = [sys.executable, __file__, "--section", section, "--out", str(out)]
         command += ["--device", settings.device, "--limit", str(limit / 2 - 2)]
         command += ["--tiny"] if settings.tiny else []
-        note = ""
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-            if done.returncode and done.stderr:
-                note = (done.stdout + done.stderr)[-2000:]
-        except subprocess.TimeoutExpired:
-            note = f"not done after {limit:.0f} s"
+        done = run_within(limit, command)
         rows = json.loads(out.read_text()) if out.exists() else []
-    ok = not note and all(row["ok"] for row in rows)
     seconds = round(time.monotonic() - start, 1)
-    return {"ok": ok, "seconds": seconds, "rows": rows} | ({"note": note} if note else {})
+    found = {"ok": done.ok and all(row["ok"] for row in rows), "seconds": seconds, "rows": rows}
+    return found if done.ok else found | {"note": done.said()}
 
 
 def _one(settings: argparse.Namespace) -> int:
@@ -104,11 +113,20 @@ def _one(settings: argparse.Namespace) -> int:
         for row in known[settings.section](settings):
             rows.append(row)
             if settings.out:  # after each row: the time may be over before the next
-                settings.out.write_text(json.dumps(rows))
+                part = settings.out.with_suffix(".part")
+                part.write_text(json.dumps(rows))
+                part.replace(settings.out)
     except Exception:
         traceback.print_exc()
         return 1
     return 0 if rows and all(row["ok"] for row in rows) else 1
+
+
+def _driver() -> str | None:
+    """The driver's version, where nvidia-smi tells it."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = run_within(20, query) if shutil.which(query[0]) else None
+    return done.output.strip() if done and done.ok else None
 
 
 def _print_table(sections: dict[str, Any]) -> None:
@@ -133,6 +151,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="sizes that say nothing about speed")
     parser.add_argument("--section", help="run one section in this process")
     parser.add_argument("--limit", type=float, default=40, help="seconds of a sanitizer's run")
+    parser.add_argument("--launch-only", action="store_true", help="small cases: compare nothing")
     return parser.parse_args()
 
 

@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator
 from gpu_elementwise import elementwise_cases, elementwise_section
 from gpu_graphs import recorded_steps
 from gpu_head import head, loss_cases
-from gpu_operators import compile_kernels, correctness, operators, sanitizer, wkv_cases
+from gpu_operators import (
+    compile_kernels,
+    correct_wkv6,
+    correct_wkv7,
+    operators,
+    sanitizer,
+    wkv_cases,
+)
 from gpu_steps import compiled_steps, steps
 from gpu_timing import Row
 
@@ -20,13 +27,14 @@ def small_cases(settings: argparse.Namespace) -> Iterator[Row]:
 
 SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[Row]], float]] = {
     "compile": (compile_kernels, 40),
-    "correctness": (correctness, 55),
-    "operators": (operators, 45),
+    "correctness wkv7": (correct_wkv7, 30),
+    "correctness wkv6": (correct_wkv6, 40),
+    "operators": (operators, 35),
     "elementwise": (elementwise_section, 55),
     "head": (head, 25),
     "steps": (steps, 70),
     "recorded steps": (recorded_steps, 25),
-    "compiled steps": (compiled_steps, 85),
-    "sanitizer": (sanitizer, 70),
+    "compiled steps": (compiled_steps, 60),
+    "sanitizer": (sanitizer, 90),
 }
 """By name: the function, and the seconds it may take; together under eight minutes."""

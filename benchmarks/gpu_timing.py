@@ -1,6 +1,7 @@
 """How ``gpu_check.py`` times what it runs."""
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def timed(run: Callable[[], object], settings: argparse.Namespace) -> Row:
         times = []
         for _ in range(10):
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(2_000_000)  # about a millisecond, for launches to run ahead
             before.record()
             run()
             after.record()
@@ -38,5 +40,6 @@ def timed(run: Callable[[], object], settings: argparse.Namespace) -> Row:
         }
     except Exception as error:
         if settings.device == "cuda":
-            torch.cuda.empty_cache()
+            with contextlib.suppress(Exception):  # after a fault nothing works
+                torch.cuda.empty_cache()
         return {"error": f"{type(error).__name__}: {error}"[:400], "ok": False}

@@ -4,8 +4,10 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,15 @@ def test_the_gpu_check_walks_without_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.rstrip().endswith("all sections passed")
     found = json.loads((tmp_path / "gpu-check.json").read_text())["sections"]
-    sections = ("compile", "correctness", "operators", "elementwise", "head", "steps")
+    sections = (
+        "compile",
+        "correctness wkv7",
+        "correctness wkv6",
+        "operators",
+        "elementwise",
+        "head",
+        "steps",
+    )
     for name in (*sections, "recorded steps"):
         assert found[name]["ok"], found[name]
         assert found[name]["rows"]
@@ -90,7 +100,27 @@ def test_the_gpu_check_names_what_failed_and_what_is_missing(
     settings = argparse.Namespace(device="cpu", tiny=True, out=None, section=None)
     assert "KeyError: 'nothing'" in gpu_check._run("nothing", 60, settings)["note"]
     assert gpu_check._run("steps", 1, settings)["note"] == "not run: the time was used up"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", shutil.which("false"))
+        silent = gpu_check._run("steps", 60, settings)
+        assert not silent["ok"]
+        assert silent["note"].startswith("exit code 1")
     monkeypatch.setitem(gpu_check._NEEDED, "nowhere.to.be.found", "a-package")
     monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
     assert gpu_check.main() == 5
     assert "missing: a-package" in capsys.readouterr().out
+
+
+def test_a_process_ends_with_its_children_when_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    run_within = importlib.import_module("gpu_process").run_within
+    late = tmp_path / "late"
+    script = f"(sleep 4; touch {late}) & echo begun; echo $SOME; sleep 60"
+    done = run_within(1, ["bash", "-c", script], {"SOME": "thing"})
+    assert done.code is None
+    assert not done.ok
+    assert done.said().splitlines() == ["begun", "thing", "not done after at most 1 s"]
+    time.sleep(4)
+    assert not late.exists()

@@ -94,6 +94,7 @@ def _automatic(device: torch.device, dtype: torch.dtype, shared_bytes: int | Non
 
 
 @cache
+@torch.compiler.assume_constant_result  # torch.compile looks through the cache
 def kernel_obstacle(device: torch.device) -> str | None:
     """Say what keeps kernels from being compiled for a GPU, or None."""
     from rwkvkit.ops.cuda.compile import toolkit_versions
@@ -111,6 +112,7 @@ def kernel_obstacle(device: torch.device) -> str | None:
 
 
 @cache
+@torch.compiler.assume_constant_result
 def _tensor_core_shared_bytes(device: torch.device) -> int:
     """Shared memory that a block may have; 0 where the tensor cores lack what kernels use."""
     if torch.cuda.get_device_capability(device) < (8, 0):

@@ -1,6 +1,7 @@
 """Compiling without a GPU: includes, what the assembler reports, what is kept on disk."""
 
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,18 @@ def test_missing_packages_name_the_extra(monkeypatch):
     with pytest.raises(SetupError, match="cuda-core and NVRTC") as caught:
         compile_program(PROGRAM, "sm_80")
     assert "pip install 'rwkvkit[cu13]'" in caught.value.hint
+    monkeypatch.undo()
+    compiling.toolkit_versions.cache_clear()
+
+
+def test_an_old_cuda_core_is_named(monkeypatch):
+    real = metadata.version
+    monkeypatch.setattr(
+        compiling.metadata, "version", lambda name: "0.5.1" if name == "cuda-core" else real(name)
+    )
+    compiling.toolkit_versions.cache_clear()
+    with pytest.raises(SetupError, match=r"cuda-core is 0.5.1, too old: 1.0 is needed"):
+        compile_program(PROGRAM, "sm_80")
     monkeypatch.undo()
     compiling.toolkit_versions.cache_clear()
 

@@ -15,8 +15,9 @@ from rwkvkit.errors import SetupError, UsageError
 from rwkvkit.ops import inputs as wkv_inputs
 from rwkvkit.ops import wkv7
 from rwkvkit.ops.cuda import wkv7_plain
+from rwkvkit.ops.cuda.compile import toolkit_versions
 from rwkvkit.ops.cuda.wkv7 import wkv7_backward, wkv7_forward
-from rwkvkit.ops.inputs import choose, kernel_obstacle
+from rwkvkit.ops.inputs import Choice, choose, kernel_obstacle
 
 SHAPE = (2, 19, 2, 8)
 
@@ -101,6 +102,21 @@ def test_compile_in_one_graph():
     found, want = (value_and_grads(f(*leaves), leaves) for f in (compiled, run))
     for x, y in zip(found, want, strict=True):
         torch.testing.assert_close(x, y)
+
+
+def test_the_automatic_choice_breaks_no_graph(monkeypatch, gpu):
+    """The toolkit is asked for its version, which torch.compile cannot look into."""
+    real = toolkit_versions
+    gpu()
+    monkeypatch.setattr("rwkvkit.ops.cuda.compile.toolkit_versions", real)
+
+    def automatic(*_: object) -> Choice:
+        return Choice("chunked", str(kernel_obstacle(torch.device("cuda"))))
+
+    monkeypatch.setattr(wkv_inputs, "_automatic", automatic)
+    vectors, *_ = arguments(torch.float32)
+    compiled = torch.compile(lambda *x: wkv7(*x)[0], fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*vectors), wkv7(*vectors)[0])
 
 
 @pytest.mark.parametrize("selective", [False, True])

@@ -149,6 +149,8 @@ def toolkit_versions() -> tuple[str, ...]:
         ) from error
     if int(status) != 0:
         raise SetupError(f"NVRTC does not start: {status}", where="wkv", hint=hint)
+    if core.startswith("0."):
+        raise SetupError(f"cuda-core is {core}, too old: 1.0 is needed", where="wkv", hint=hint)
     if wanted and bindings.split(".")[0] != wanted.split(".")[0]:
         raise SetupError(
             f"torch is built for CUDA {wanted}, but cuda-bindings is {bindings}",

@@ -36,12 +36,14 @@ def launch(
         SetupError: it cannot be compiled, or asks for more shared memory than the GPU has.
     """
     import numpy as np
-    from cuda.core import LaunchConfig, Stream
+    from cuda.core import Device, LaunchConfig, Stream
     from cuda.core import launch as start
 
     device = next(x.device for x in arguments if isinstance(x, Tensor))
     index = torch.cuda.current_device() if device.index is None else device.index
     with torch.cuda.device(index):
+        # A thread that autograd has just begun may have no context yet.
+        Device(index).set_current()
         loaded = _load(program, kernel, index, shared_bytes)
         stream = Stream.from_handle(torch.cuda.current_stream(index).cuda_stream)
         config = LaunchConfig(grid=grid, block=threads, shmem_size=shared_bytes)
@@ -64,9 +66,7 @@ def _load(program: Program, kernel: str, index: int, shared_bytes: int) -> Any:
     from cuda.bindings import driver
     from cuda.core import Device
 
-    device = Device(index)
-    device.set_current()
-    available = device.properties.max_shared_memory_per_block_optin
+    available = Device(index).properties.max_shared_memory_per_block_optin
     if shared_bytes > available:
         raise SetupError(
             f"{kernel} needs {shared_bytes} bytes of shared memory a block, this GPU has"
