@@ -93,10 +93,15 @@ def _automatic(device: torch.device, dtype: torch.dtype, shared_bytes: int | Non
     return Choice("chunked", "wkv chunked: plain PyTorch, kernels have no float64")
 
 
-@cache
-@torch.compiler.assume_constant_result  # torch.compile looks through the cache
+@torch.compiler.assume_constant_result  # torch.compile cannot look into NVRTC
 def kernel_obstacle(device: torch.device) -> str | None:
     """Say what keeps kernels from being compiled for a GPU, or None."""
+    return look_for_obstacle(device)
+
+
+@cache
+def look_for_obstacle(device: torch.device) -> str | None:
+    """Say it, once for each device."""
     from rwkvkit.ops.cuda.compile import toolkit_versions
 
     if torch.version.cuda is None:
@@ -111,7 +116,6 @@ def kernel_obstacle(device: torch.device) -> str | None:
     return None
 
 
-@cache
 @torch.compiler.assume_constant_result
 def _tensor_core_shared_bytes(device: torch.device) -> int:
     """Shared memory that a block may have; 0 where the tensor cores lack what kernels use."""

@@ -171,11 +171,9 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
         monkeypatch.setattr("rwkvkit.ops.cuda.compile.toolkit_versions", versions)
 
-    kernel_obstacle.cache_clear()
-    wkv_inputs._tensor_core_shared_bytes.cache_clear()
+    wkv_inputs.look_for_obstacle.cache_clear()
     yield pretend
-    kernel_obstacle.cache_clear()
-    wkv_inputs._tensor_core_shared_bytes.cache_clear()
+    wkv_inputs.look_for_obstacle.cache_clear()
 
 
 @pytest.mark.parametrize(
