@@ -6,7 +6,7 @@ M tokens, V vocabulary.
 import torch
 from torch import Tensor
 
-from rwkvkit.ops.inputs import Choice, kernel_obstacle
+from rwkvkit.ops.inputs import Choice, kernel_obstacle, too_old_for
 
 # Elements of float32 work at a time. On a CPU 4 MiB stay in cache and in the allocator's hands:
 # three times as fast as 64 MiB (AMD EPYC). A GPU wants fewer, larger launches.
@@ -30,8 +30,8 @@ def choose(wkv: str, device: torch.device, dtype: torch.dtype) -> Choice:
         obstacle = f"its kernel is for bf16 and fp16, not {str(dtype).removeprefix('torch.')}"
     elif obstacle := kernel_obstacle(device):
         pass
-    elif torch.cuda.get_device_capability(device) < (8, 0):
-        obstacle = "its kernel begins with sm_80"
+    elif too_old_for(device, dtype):
+        obstacle = "its kernel begins with sm_80, for fp16 with sm_75"
     if obstacle:
         return Choice("plain", f"cross entropy plain: PyTorch, {obstacle}")
     return Choice("cuda", "cross entropy cuda: one kernel, also for its gradient")

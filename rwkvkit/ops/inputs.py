@@ -29,8 +29,23 @@ class Choice:
     reason: str
 
 
+@dataclass(frozen=True)
+class Needs:
+    """Shared memory a block that the kernels of an operator need for a head size, in bytes.
+
+    Attributes:
+        chunked: on tensor cores, on an sm_80 or newer.
+        precise: in fp32.
+        turing: on the tensor cores of an sm_75, in fp16; None: not there.
+    """
+
+    chunked: int
+    precise: int
+    turing: int | None = None
+
+
 def choose(
-    impl: str, device: torch.device, dtype: torch.dtype, tokens: int, shared_bytes: int | None
+    impl: str, device: torch.device, dtype: torch.dtype, tokens: int, needs: Needs | None
 ) -> Choice:
     """Resolve ``auto``, and check that what is demanded can be.
 
@@ -39,8 +54,7 @@ def choose(
         device: of the inputs.
         dtype: of v, and so of the result.
         tokens: T.
-        shared_bytes: shared memory a block that the chunked kernel needs for this head size; None
-            where there is no kernel for it.
+        needs: of the kernels for this head size; None where there are none.
 
     Raises:
         UsageError: ``impl`` is unknown, or cannot run on these inputs.
@@ -51,17 +65,19 @@ def choose(
     if impl == "auto":
         if tokens == 1:
             return Choice("naive", "wkv naive: one token")
-        return _automatic(device, dtype, shared_bytes)
+        return _automatic(device, dtype, needs)
     obstacle = None
     if impl == "cuda":
         if device.type not in ("cuda", "meta"):  # meta: to count what the kernels would hold
             obstacle = f"the tensors are on {device.type}"
         elif dtype not in (torch.bfloat16, torch.float16):
-            obstacle = f"its results are bf16 or fp16, not {str(dtype).removeprefix('torch.')}"
-        elif shared_bytes is None:
+            obstacle = f"its results are bf16 or fp16, not {_name(dtype)}"
+        elif needs is None:
             obstacle = "there is no kernel for this head size; 64 and 128 have one"
+        elif device.type == "cuda":
+            obstacle = _tensor_core_obstacle(device, dtype, needs)
     elif impl == "precise" and device.type == "cuda":
-        if shared_bytes is None:
+        if needs is None:
             obstacle = "there is no kernel for this head size; 64 and 128 have one"
         elif dtype == torch.float64:
             obstacle = "its kernels compute in fp32, not float64"
@@ -72,25 +88,56 @@ def choose(
     return Choice(impl, f"wkv {impl}: as demanded")
 
 
-def _automatic(device: torch.device, dtype: torch.dtype, shared_bytes: int | None) -> Choice:
+def _automatic(device: torch.device, dtype: torch.dtype, needs: Needs | None) -> Choice:
     if device.type != "cuda":
         return Choice("chunked", f"wkv chunked: plain PyTorch, the device is {device.type}")
-    obstacle = "there is no kernel for this head size" if shared_bytes is None else None
-    obstacle = obstacle or kernel_obstacle(device)
-    if obstacle:
-        return Choice("chunked", f"wkv chunked: plain PyTorch, {obstacle}")
-    if dtype in (torch.bfloat16, torch.float16):
-        available = _tensor_core_shared_bytes(device)
-        if available >= (shared_bytes or 0):
-            return Choice("cuda", "wkv cuda: tensor-core kernels for this GPU")
+    if needs is None:
         return Choice(
-            "precise",
-            "wkv precise: fp32 kernels, the tensor-core kernels need an sm_80 or newer with"
-            f" {shared_bytes} bytes of shared memory a block",
+            "chunked", "wkv chunked: plain PyTorch, there is no kernel for this head size"
         )
-    if dtype == torch.float32:
-        return Choice("precise", "wkv precise: fp32 kernels for fp32")
-    return Choice("chunked", "wkv chunked: plain PyTorch, kernels have no float64")
+    if obstacle := kernel_obstacle(device):
+        return Choice("chunked", f"wkv chunked: plain PyTorch, {obstacle}")
+    if dtype == torch.float64:
+        return Choice("chunked", "wkv chunked: plain PyTorch, kernels have no float64")
+    why = " for fp32"
+    if dtype != torch.float32:
+        obstacle = _tensor_core_obstacle(device, dtype, needs)
+        if obstacle is None:
+            return Choice("cuda", "wkv cuda: tensor-core kernels for this GPU")
+        why = f", {obstacle}"
+    available = _shared_bytes(device)
+    if needs.precise > available:
+        return Choice(
+            "chunked",
+            f"wkv chunked: plain PyTorch, the kernels need {needs.precise} bytes of shared memory"
+            f" a block, this GPU has {available}",
+        )
+    return Choice("precise", f"wkv precise: fp32 kernels{why}")
+
+
+def _tensor_core_obstacle(device: torch.device, dtype: torch.dtype, needs: Needs) -> str | None:
+    available = _shared_bytes(device)
+    if _capability(device) >= (8, 0):
+        needed = needs.chunked
+    elif dtype == torch.float16 and needs.turing:
+        needed = needs.turing
+    else:
+        return f"the tensor-core kernels need an sm_80 or newer for {_name(dtype)}"
+    if needed > available:
+        return (
+            f"the tensor-core kernels need {needed} bytes of shared memory a block, this GPU has"
+            f" {available}"
+        )
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def too_old_for(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the GPU is older than an sm_80, and the dtype not the one it has instructions for."""
+    return _capability(device) < (8, 0) and dtype != torch.float16
 
 
 @torch.compiler.assume_constant_result  # torch.compile cannot look into NVRTC
@@ -117,12 +164,16 @@ def look_for_obstacle(device: torch.device) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def _tensor_core_shared_bytes(device: torch.device) -> int:
-    """Shared memory that a block may have; 0 where the tensor cores lack what kernels use."""
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return 0
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@torch.compiler.assume_constant_result
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that a block may have."""
+    usual = 99 * 1024 if _capability(device) >= (8, 0) else 64 * 1024
     properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", 99 * 1024)
+    return getattr(properties, "shared_memory_per_block_optin", usual)
 
 
 def check(inputs: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:

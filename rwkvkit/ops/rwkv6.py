@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rwkvkit.ops import chunks, inputs
-from rwkvkit.ops.inputs import Impl
+from rwkvkit.ops.inputs import Impl, Needs
 
 CHUNK = 32  # the fastest of 8, 16, 32 and 64, forward and backward on a CPU
-KERNEL_SHARED_BYTES = {64: 95744, 128: 78848}  # a block of the chunked backward, by head size
+KERNELS = {64: Needs(95744, 20800), 128: Needs(78848, 41536)}  # by head size
 
 
 def wkv6(
@@ -74,7 +74,7 @@ def wkv6(
         },
     )
     dtype = inputs.compute_dtype(r, k, v, log_w, u, state, origin)
-    choice = inputs.choose(impl, r.device, v.dtype, tokens, KERNEL_SHARED_BYTES.get(size))
+    choice = inputs.choose(impl, r.device, v.dtype, tokens, KERNELS.get(size))
     if choice.impl in ("cuda", "precise"):
         return _kernels(r, k, v, log_w, u, state, resets, origin, choice.impl)
     run = _naive if choice.impl == "naive" else _chunked

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from rwkvkit.ops import chunks, inputs
-from rwkvkit.ops.inputs import Impl
+from rwkvkit.ops.inputs import Impl, Needs
 
 CHUNK = 32  # the fastest of 16, 32 and 64, forward and backward on a CPU
-KERNEL_SHARED_BYTES = {64: 72480, 128: 139040}  # a block of the chunked backward, by head size
+KERNELS = {64: Needs(72480, 33296, turing=56352), 128: Needs(139040, 66576)}  # by head size
 
 
 def wkv7(
@@ -72,7 +72,7 @@ def wkv7(
         },
     )
     dtype = inputs.compute_dtype(*vectors.values(), state, origin)
-    choice = inputs.choose(impl, r.device, v.dtype, tokens, KERNEL_SHARED_BYTES.get(size))
+    choice = inputs.choose(impl, r.device, v.dtype, tokens, KERNELS.get(size))
     if choice.impl in ("cuda", "precise"):
         return _kernels(tuple(vectors.values()), state, resets, origin, choice.impl, dtype)
     run = _naive if choice.impl == "naive" else _chunked

@@ -8,15 +8,10 @@ from rwkvkit.errors import RecipeError, UsageError
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.x070 import fused_obstacle
 from rwkvkit.ops import cross_entropy, rwkv6, rwkv7
-from rwkvkit.ops.inputs import Choice, Impl, choose, kernel_obstacle
+from rwkvkit.ops.inputs import Choice, Impl, choose, kernel_obstacle, too_old_for
 from rwkvkit.train.device import Placement
 
-# Shared memory that the chunked kernels need, by architecture and head size.
-_KERNELS = {
-    "x052": rwkv6.KERNEL_SHARED_BYTES,
-    "x060": rwkv6.KERNEL_SHARED_BYTES,
-    "x070": rwkv7.KERNEL_SHARED_BYTES,
-}
+_KERNELS = {"x052": rwkv6.KERNELS, "x060": rwkv6.KERNELS, "x070": rwkv7.KERNELS}
 
 
 def choose_wkv(setting: Impl, placement: Placement, model: ModelConfig, ctx_len: int) -> Choice:
@@ -31,9 +26,9 @@ def choose_wkv(setting: Impl, placement: Placement, model: ModelConfig, ctx_len:
     Raises:
         RecipeError: the recipe demands an operator that cannot run there.
     """
-    shared_bytes = _KERNELS[model.arch].get(model.head_size)
+    needs = _KERNELS[model.arch].get(model.head_size)
     try:
-        return choose(setting, placement.device, placement.dtype, ctx_len, shared_bytes)
+        return choose(setting, placement.device, placement.dtype, ctx_len, needs)
     except UsageError as error:
         raise RecipeError(
             error.what, where="train.wkv", hint="leave train.wkv out: it takes what can run"
@@ -82,8 +77,8 @@ def _fused_obstacle(placement: Placement, model: ModelConfig) -> str | None:
         return f"the kernels take bf16 and fp16, not {str(dtype).removeprefix('torch.')}"
     if obstacle := kernel_obstacle(device):
         return obstacle
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "the kernels need an sm_80 or newer"
+    if too_old_for(device, dtype):
+        return "the kernels need an sm_80 or newer, an sm_75 for fp16"
     return None
 
 

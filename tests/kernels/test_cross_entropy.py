@@ -201,5 +201,6 @@ def test_the_choice_gives_its_reason(monkeypatch):
         assert reason in choice.reason
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     assert "begins with sm_80" in plain.choose("auto", gpu, bf16).reason
+    assert plain.choose("auto", gpu, torch.float16).impl == "cuda"
     monkeypatch.setattr(plain, "kernel_obstacle", lambda device: "no NVRTC")
     assert "no NVRTC" in plain.choose("auto", gpu, bf16).reason

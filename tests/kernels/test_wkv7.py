@@ -10,9 +10,8 @@ from wkv7_cases import NAMES, Case, error, exact, make, run, run_precise
 
 from rwkvkit.ops import rwkv7, wkv7
 from rwkvkit.ops.cuda import launch, wkv7_kernels
-from rwkvkit.ops.cuda import wkv7 as operators
 from rwkvkit.ops.cuda.compile import Program
-from rwkvkit.ops.cuda.wkv7_kernels import Shape
+from rwkvkit.ops.cuda.wkv7_kernels import Shape, usual_shape
 
 STARTS = [0, 5, 16, 17, 31, 47, 48, 63, 70, 79]  # twice in a chunk, at its ends, two in a row
 EXTRAS = {
@@ -60,6 +59,7 @@ def test_batches_and_heads(emulated, shape):
 @pytest.mark.parametrize(
     ("size", "dtype", "extra", "shape", "bound"),
     [
+        (64, torch.float16, "origin", {"buffers": 1}, 8e-4),
         (64, torch.float16, "origin", {}, 8e-4),
         (64, torch.bfloat16, "both", {"checkpoint_chunks": 4}, 6e-3),
         (64, torch.bfloat16, "plain", {"checkpoint_chunks": 4}, 6e-3),
@@ -154,10 +154,8 @@ def test_the_operator_on_emulated_kernels(emulated, monkeypatch):
 
 
 def test_the_numbers_that_choose_a_kernel_are_the_kernels():
-    sizes = {size: Shape(size, buffers=2 if size == 64 else 1) for size in (64, 128)}
-    assert {
-        size: shape.backward_shared_bytes() for size, shape in sizes.items()
-    } == rwkv7.KERNEL_SHARED_BYTES
-    for size in sizes:
-        vector = torch.empty(1, 1, 1, size, dtype=torch.bfloat16)
-        assert operators._shape(vector, None) == sizes[size]
+    for size, needs in rwkv7.KERNELS.items():
+        wide, fp16 = (usual_shape(size, fp16=fp16, resets=False) for fp16 in (False, True))
+        assert needs.chunked == wide.backward_shared_bytes() >= wide.forward_shared_bytes()
+        assert needs.precise == dict(wkv7_kernels.precise_program(size).defines)["SHARED_BYTES"]
+        assert needs.turing == (fp16.backward_shared_bytes() if size == 64 else None)

@@ -8,7 +8,7 @@ from wkv_cases import error, inputs, starts, states, value_and_grads
 from rwkvkit.errors import UsageError
 from rwkvkit.ops import rwkv6, wkv5, wkv6
 from rwkvkit.ops.cuda import wkv6 as cuda_wkv6
-from rwkvkit.ops.cuda.wkv6_kernels import Shape
+from rwkvkit.ops.cuda.wkv6_kernels import Shape, precise_program
 
 SHAPE = (2, 37, 2, 16)
 OPS = {"wkv5": wkv5, "wkv6": wkv6}
@@ -55,8 +55,11 @@ def test_cuda_is_refused_on_a_cpu():
 
 
 def test_the_choice_knows_what_the_kernels_need():
-    needed = {size: Shape(size).backward_shared_bytes() for size in (64, 128)}
-    assert needed == rwkv6.KERNEL_SHARED_BYTES
+    for size, needs in rwkv6.KERNELS.items():
+        shape = Shape(size)
+        assert needs.chunked == shape.backward_shared_bytes() >= shape.forward_shared_bytes()
+        assert needs.precise == dict(precise_program(size).defines)["SHARED_BYTES"]
+        assert needs.turing is None
 
 
 def test_origin_behind_strong_decays():

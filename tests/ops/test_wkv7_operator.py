@@ -13,13 +13,16 @@ from wkv_cases import error, inputs, starts, states, value_and_grads
 
 from rwkvkit.errors import SetupError, UsageError
 from rwkvkit.ops import inputs as wkv_inputs
-from rwkvkit.ops import wkv7
+from rwkvkit.ops import rwkv6, wkv7
 from rwkvkit.ops.cuda import wkv7_plain
 from rwkvkit.ops.cuda.compile import toolkit_versions
 from rwkvkit.ops.cuda.wkv7 import wkv7_backward, wkv7_forward
 from rwkvkit.ops.inputs import Choice, choose, kernel_obstacle
+from rwkvkit.ops.rwkv7 import KERNELS
 
 SHAPE = (2, 19, 2, 8)
+ADA = {"capability": (8, 9), "shared": 101376}
+TURING = {"capability": (7, 5), "shared": 65536}
 
 
 def arguments(dtype: torch.dtype = torch.float64):
@@ -177,45 +180,55 @@ def gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("machine", "dtype", "tokens", "shared", "impl", "reason"),
+    ("machine", "dtype", "tokens", "needs", "impl", "reason"),
     [
-        ({}, BF16, 9, 72480, "cuda", "tensor-core kernels"),
-        ({}, torch.float16, 9, 72480, "cuda", "tensor-core kernels"),
-        ({}, FP32, 9, 72480, "precise", "fp32 kernels for fp32"),
-        ({}, torch.float64, 9, 72480, "chunked", "no float64"),
-        ({}, BF16, 1, 72480, "naive", "one token"),
+        ({}, BF16, 9, KERNELS[64], "cuda", "tensor-core kernels"),
+        ({}, torch.float16, 9, KERNELS[64], "cuda", "tensor-core kernels"),
+        ({}, FP32, 9, KERNELS[64], "precise", "fp32 kernels for fp32"),
+        ({}, torch.float64, 9, KERNELS[64], "chunked", "no float64"),
+        ({}, BF16, 1, KERNELS[64], "naive", "one token"),
         ({}, BF16, 9, None, "chunked", "no kernel for this head size"),
-        ({"capability": (8, 9), "shared": 101376}, BF16, 9, 72480, "cuda", "tensor-core"),
-        ({"capability": (8, 9), "shared": 101376}, BF16, 9, 139040, "precise", "139040 bytes"),
-        ({"capability": (7, 5)}, BF16, 9, 72480, "precise", "sm_80 or newer"),
-        ({"capability": (7, 0)}, BF16, 9, 72480, "chunked", "the GPU is an sm_70"),
-        ({"version": None}, BF16, 9, 72480, "chunked", "ROCm"),
-        ({"toolkit": "no NVRTC"}, BF16, 9, 72480, "chunked", r"no NVRTC \(pip install it\)"),
+        (ADA, BF16, 9, KERNELS[64], "cuda", "tensor-core"),
+        (ADA, BF16, 9, KERNELS[128], "precise", "139040 bytes .* has 101376"),
+        (TURING, BF16, 9, KERNELS[64], "precise", "sm_80 or newer for bfloat16"),
+        (TURING, torch.float16, 9, KERNELS[64], "cuda", "tensor-core kernels"),
+        (TURING, torch.float16, 9, KERNELS[128], "chunked", "66576 bytes .* has 65536"),
+        (TURING, torch.float16, 9, rwkv6.KERNELS[64], "precise", "sm_80 or newer for float16"),
+        ({"capability": (7, 0)}, BF16, 9, KERNELS[64], "chunked", "the GPU is an sm_70"),
+        ({"version": None}, BF16, 9, KERNELS[64], "chunked", "ROCm"),
+        ({"toolkit": "no NVRTC"}, BF16, 9, KERNELS[64], "chunked", r"no NVRTC \(pip install it\)"),
     ],
 )
-def test_auto_takes_what_the_machine_can(gpu, machine, dtype, tokens, shared, impl, reason):
+def test_auto_takes_what_the_machine_can(gpu, machine, dtype, tokens, needs, impl, reason):
     gpu(**machine)
-    choice = choose("auto", CUDA, dtype, tokens, shared)
+    choice = choose("auto", CUDA, dtype, tokens, needs)
     assert choice.impl == impl
     assert re.search(reason, choice.reason), choice.reason
 
 
 def test_auto_on_a_cpu():
-    assert choose("auto", CPU, BF16, 9, 72480).impl == "chunked"
-    assert "mps" in choose("auto", torch.device("mps"), BF16, 9, 72480).reason
+    assert choose("auto", CPU, BF16, 9, KERNELS[64]).impl == "chunked"
+    assert "mps" in choose("auto", torch.device("mps"), BF16, 9, KERNELS[64]).reason
 
 
 @pytest.mark.parametrize(
-    ("impl", "device", "dtype", "shared", "message"),
+    ("impl", "device", "dtype", "needs", "message"),
     [
-        ("cuda", CPU, BF16, 72480, "the tensors are on cpu"),
-        ("cuda", CUDA, FP32, 72480, "bf16 or fp16, not float32"),
+        ("cuda", CPU, BF16, KERNELS[64], "the tensors are on cpu"),
+        ("cuda", CUDA, FP32, KERNELS[64], "bf16 or fp16, not float32"),
         ("cuda", CUDA, BF16, None, "no kernel for this head size"),
         ("precise", CUDA, BF16, None, "no kernel for this head size"),
-        ("precise", CUDA, torch.float64, 72480, "not float64"),
+        ("precise", CUDA, torch.float64, KERNELS[64], "not float64"),
     ],
 )
-def test_a_demand_that_cannot_be_met(impl, device, dtype, shared, message):
+def test_a_demand_that_cannot_be_met(impl, device, dtype, needs, message):
     with pytest.raises(UsageError, match=message) as caught:
-        choose(impl, device, dtype, 9, shared)
+        choose(impl, device, dtype, 9, needs)
     assert "auto" in caught.value.hint
+
+
+def test_kernels_that_are_demanded_of_a_gpu_without_them(gpu):
+    gpu(**TURING)
+    with pytest.raises(UsageError, match="sm_80 or newer for bfloat16"):
+        choose("cuda", CUDA, BF16, 9, KERNELS[64])
+    assert choose("cuda", CUDA, torch.float16, 9, KERNELS[64]).impl == "cuda"

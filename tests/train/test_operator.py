@@ -1,5 +1,7 @@
 """Which WKV operator a run takes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,6 +59,8 @@ def test_kernels_do_the_elementwise_work_where_they_can(monkeypatch):
     assert choose_elementwise("torch", BF16_GPU, model("x070")).impl == "torch"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "sm_80" in choose_elementwise("auto", BF16_GPU, model("x070")).reason
+    fp16 = replace(BF16_GPU, dtype=torch.float16)
+    assert choose_elementwise("auto", fp16, model("x070")).impl == "fused"
 
 
 @pytest.mark.usefixtures("hopper")

@@ -195,12 +195,8 @@ wkv7_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _shape(r: Tensor, resets: Tensor | None) -> Shape:
-    size = r.shape[-1]
-    return Shape(
-        size,
-        fp16=r.dtype == torch.float16,
-        resets=resets is not None,
-        buffers=2 if size == 64 else 1,
+    return wkv7_kernels.usual_shape(
+        r.shape[-1], fp16=r.dtype == torch.float16, resets=resets is not None
     )
 
 
