@@ -33,7 +33,7 @@ _NEEDED = {
 }
 _VERSIONS = ("torch", "cuda-core", "cuda-bindings")
 _TOTAL_SECONDS = 475
-_GPU_ONLY = ("compiled steps", "sanitizer")
+_GPU_ONLY = ("variants", "compiled steps", "sanitizer")
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from gpu_operators import (
 )
 from gpu_steps import compiled_steps, steps
 from gpu_timing import Row
+from gpu_variants import variants
 
 
 def small_cases(settings: argparse.Namespace) -> Iterator[Row]:
@@ -30,11 +31,12 @@ SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[Row]], float]]
     "correctness wkv7": (correct_wkv7, 30),
     "correctness wkv6": (correct_wkv6, 40),
     "operators": (operators, 35),
-    "elementwise": (elementwise_section, 55),
+    "variants": (variants, 25),
+    "elementwise": (elementwise_section, 50),
     "head": (head, 25),
     "steps": (steps, 70),
     "recorded steps": (recorded_steps, 25),
     "compiled steps": (compiled_steps, 60),
-    "sanitizer": (sanitizer, 90),
+    "sanitizer": (sanitizer, 75),
 }
 """By name: the function, and the seconds it may take; together under eight minutes."""

@@ -45,6 +45,7 @@ SMALL_FINETUNE = [
         ("model.py", SMALL_MODEL),
         ("train.py", [*SMALL_MODEL, "--steps", "4", "--no-engines"]),
         ("data.py", ["--size", "2"]),
+        ("kernels.py", ["--tokens", "16"]),
     ],
 )
 def test_benchmark(tmp_path: Path, script: str, size: list[str]) -> None:
