@@ -4,6 +4,7 @@ Record again, after a look at the difference: ``python tests/kernels/test_resour
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -73,6 +74,21 @@ def test_shared_memory_fits():
             available = SHARED[arch]
             fits = shared_bytes(program) <= available
             assert fits or (name in LARGE and available == 101376), (name, arch)
+
+
+def test_the_documentation_says_what_is_recorded():
+    record = json.loads(RECORD.read_text(encoding="utf-8"))["programs"]
+    known = {}
+    for name, found in record.items():
+        usual = "bf16" in name and "N=128" not in name and "one" not in name
+        if usual or "fp32 N=64" in name:
+            for kernel, used in found["kernels"].items():
+                what = kernel + (", documents" if name.endswith("documents") else "")
+                numbers = [used[arch][0] for arch in ARCHITECTURES] + [found["shared_bytes"]]
+                known[what] = " | ".join(f"{number:,}" for number in numbers)
+    page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+(?:, documents)?) \| (\d.*) \|$", page, re.MULTILINE)
+    assert {what: numbers for what, numbers in rows if what in known} == known
 
 
 def test_nothing_is_recorded_that_does_not_exist():
