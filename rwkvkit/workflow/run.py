@@ -210,18 +210,20 @@ class Run:
         if not self.files.started:
             return Status(False, f"{folder} holds no checkpoint yet")
         check_record(folder, self._record(data, plan))
-        end = read_record(folder).get("finished", {})
-        if self.files.final.exists() and END_EARLY in end:
+        end, final = read_record(folder).get("finished", {}), self.files.final
+        if not final.exists() or (END_EARLY not in end and end.get("step") != plan.schedule.steps):
+            return Status(False, f"{plan.schedule.steps:,} steps are not done yet")
+        if end.get("sha256") not in (None, files.sha256(final)):
+            return Status(False, f"{final} is damaged, and comes from the newest checkpoint again")
+        if END_EARLY in end:
             return Status(True, f"the run ended early: {end[END_EARLY]}")
-        if self.files.final.exists() and end.get("step") == plan.schedule.steps:
-            return Status(True, f"all {end['step']:,} steps are done: {self.files.final}")
-        return Status(False, f"{plan.schedule.steps:,} steps are not done yet")
+        return Status(True, f"all {end['step']:,} steps are done: {final}")
 
     def finished(self) -> dict[str, Any]:
         """Return ``step``, ``tokens`` and ``loss`` at the end of a complete run.
 
-        ``skipped_steps`` counts those that changed nothing, if any; ``end_early`` says why, where
-        it ended before its last step.
+        ``sha256`` is that of its weights. ``skipped_steps`` counts those that changed nothing, if
+        any; ``end_early`` says why, where it ended before its last step.
         """
         end: dict[str, Any] = read_record(self.recipe.folder)["finished"]
         return end
@@ -288,6 +290,7 @@ class Run:
             rows = read_metrics(self.files.metrics)
             loss = next(row["loss"] for row in reversed(rows) if row["loss"] is not None)
             end = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "loss": loss}
+            end["sha256"] = files.sha256(self.files.final)
             if skipped := rows[-1].get("skipped"):
                 end["skipped_steps"] = skipped
             end |= {key: rows[-1][key] for key in (END_EARLY,) if key in rows[-1]}

@@ -234,6 +234,18 @@ def test_a_finished_run_is_never_done_again(folder, run) -> None:
     assert final.read_bytes() == before
 
 
+def test_damaged_final_weights_come_from_the_checkpoint_again(folder, run) -> None:
+    assert run("train", "r.yaml").code == 0
+    final = folder / "out/tiny/rwkv-final.pth"
+    whole = final.read_bytes()
+    final.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    again = run("train", "r.yaml")
+    assert again.code == 0
+    assert "rwkv-final.pth is damaged, and comes from the newest checkpoint again" in again.err
+    assert final.read_bytes() == whole
+    assert "up to date: all 12 steps are done" in run("train", "r.yaml").err
+
+
 def test_the_data_of_a_started_run_is_never_replaced(folder, run) -> None:
     assert run("train", "r.yaml").code == 0
     before = (folder / "out/tiny/data.bin").read_bytes()
