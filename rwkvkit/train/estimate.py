@@ -49,6 +49,8 @@ class Setup:
         fused: whether x070's elementwise work is that of hand-written kernels.
         on_gpu: whether the device is a GPU.
         accumulate: passes an optimizer step.
+        carried: segments of ctx_len through which a loss goes back, the state carried from each to
+            the next (order infctx); 0: samples are one pass.
         trained: parameters that train; None: all.
         weight_bytes: of what the passes read, where some is quantized; None: all is of ``dtype``.
         zero: ZeRO stage.
@@ -65,6 +67,7 @@ class Setup:
     fused: bool = False
     on_gpu: bool = True
     accumulate: int = 1
+    carried: int = 0
     trained: int | None = None
     weight_bytes: float | None = None
     zero: int = 0
@@ -144,12 +147,24 @@ def estimate_memory(setup: Setup, *, recorded: bool = False) -> Memory:
     moments = 8 * trained / split[0] * on_device
     sums = 4 * trained / split[0] * on_device if low else 0  # of all passes
     gradients = trained * width / split[1] + sums
-    activations = _activations(setup)
+    activations = _activations(setup) + _states(setup)
     held = gradients if not low else sums
-    peak = max(activations + (held if setup.accumulate > 1 or recorded else 0), gradients)
+    beside = held if setup.accumulate > 1 or recorded or setup.carried else 0
+    if setup.carried > 1:  # what the segments of a loss add up to, until it is whole
+        beside += trained * width / split[1]
+    peak = max(activations + beside, gradients)
     used = weights + masters + moments + peak
     reserve = _CONTEXT + _WASTE * used if setup.on_gpu else 0
     return Memory(weights, masters, moments, gradients, activations, reserve, used + reserve)
+
+
+def _states(setup: Setup) -> float:
+    """The states between the segments of a loss, one that is being made, and its gradient."""
+    if not setup.carried:
+        return 0
+    model = setup.model
+    wkv, shifts = 4 * model.head_size * model.n_embd, 2 * model.n_embd * setup.dtype.itemsize
+    return (setup.carried + 2) * model.n_layer * setup.micro_bsz * (wkv + shifts)
 
 
 def _activations(setup: Setup) -> float:

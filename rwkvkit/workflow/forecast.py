@@ -13,6 +13,7 @@ from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Placement, card_at
 from rwkvkit.train.estimate import Memory, Setup, estimate_memory, estimate_speed, would_fit
 from rwkvkit.train.operator import choose_elementwise, choose_wkv
+from rwkvkit.train.sampling import SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,18 @@ def setup_of(
         fused=choose_elementwise(settings.elementwise, placement, model).impl == "fused",
         on_gpu=placement.device.type == "cuda",
         accumulate=settings.accumulate_grad_batches,
+        carried=_carried(settings.sampling),
         trained=trained_parameters(settings.tuning, model),
         weight_bytes=weight_bytes(settings.tuning, model, placement.dtype),
     )
+
+
+def _carried(sampling: SamplingConfig) -> int:
+    """Segments of a loss; where only the data says how many there are, at least one."""
+    if sampling.order != "infctx" or sampling.segments == 1:
+        return 0
+    known = [count for count in (sampling.truncate, sampling.segments) if count]
+    return min(known, default=1)
 
 
 def forecast(

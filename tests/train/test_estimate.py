@@ -12,10 +12,12 @@ from rwkvkit.model.rwkv import RWKV
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.compile import EAGER_COMPILED, FUSED_COMPILED
 from rwkvkit.train.config import TrainConfig
-from rwkvkit.train.device import Card
+from rwkvkit.train.device import Card, Placement
 from rwkvkit.train.engine import TorchEngine
 from rwkvkit.train.estimate import Setup, estimate_memory, estimate_speed, would_fit
 from rwkvkit.train.footprint import Ledger, block_footprint
+from rwkvkit.train.passes import losses
+from rwkvkit.workflow import forecast
 
 SIZES = [(2, 64, 2, 96), (4, 128, 3, 160)]  # n_layer, n_embd, micro_bsz, ctx_len
 H200 = Card(989, 4800)
@@ -59,6 +61,40 @@ def test_the_most_a_pass_holds(arch: str, dtype: torch.dtype, grad_cp: bool) -> 
     estimated = estimate_memory(setup).activations
     # The model's gradients grow while the activations shrink: somewhere between none and all.
     assert 0.85 * (measured.peak - gradients) < estimated < 1.15 * measured.peak
+
+
+@pytest.mark.parametrize(("segments", "truncate"), [(4, 1), (8, 2), (8, 4)])
+@pytest.mark.parametrize("arch", ["x060", "x070"])
+def test_what_long_samples_hold(arch: str, segments: int, truncate: int) -> None:
+    """States between segments, and gradients of the losses before."""
+    setup = setup_of(arch, SIZES[1], carried=truncate)
+    model, _ = real(setup)
+    idx = torch.randint(300, (setup.micro_bsz, segments * setup.ctx_len))
+    with Ledger() as measured:
+        for loss in losses(model, Batch(idx, idx, segments=segments), truncate):
+            loss.backward()
+    memory = estimate_memory(setup)
+    estimated = memory.total - memory.weights - memory.masters - memory.moments
+    assert estimated == pytest.approx(measured.peak, rel=0.08)
+    assert memory.activations > estimate_memory(replace(setup, carried=0)).activations
+
+
+@pytest.mark.parametrize(
+    ("sampling", "carried"),
+    [
+        ({}, 0),
+        ({"order": "infctx"}, 4),
+        ({"order": "infctx", "segments": 3}, 3),
+        ({"order": "infctx", "segments": 9, "truncate": 0}, 9),
+        ({"order": "infctx", "segments": 1}, 0),
+        ({"order": "infctx", "truncate": 0}, 1),  # more, as only the data says
+    ],
+)
+def test_what_a_recipe_carries(sampling: dict[str, object], carried: int) -> None:
+    config = TrainConfig(micro_bsz=1, lr_init=1e-3, lr_final=1e-3, sampling=sampling)
+    placement = Placement(torch.device("cpu"), torch.float32, ("", ""))
+    model = setup_of("x070", SIZES[0]).model
+    assert forecast.setup_of(config, model, 96, placement).carried == carried
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
