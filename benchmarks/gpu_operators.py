@@ -33,7 +33,7 @@ def compile_kernels(settings: argparse.Namespace) -> Iterator[Row]:
     from rwkvkit.ops.cuda.programs import programs
 
     arch = architecture(0) if settings.device == "cuda" else "sm_90a"
-    for program in programs():
+    for program in programs(arch):
         start = time.perf_counter()
         resources = compile_program(program, arch).resources
         seconds = time.perf_counter() - start

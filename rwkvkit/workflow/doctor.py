@@ -130,8 +130,10 @@ def _gpu(torch: Any) -> Finding:
     text = f"{len(names)} x {names[0]}, compute capability {major}.{minor}, {memory:.0f} GiB"
     if torch.version.hip:
         return Finding("device", "note", f"{text}: under ROCm the portable operators run")
+    if (major, minor) < (7, 5):
+        return Finding("device", "note", f"{text}: older than 7.5, the portable operators run")
     if (major, minor) < (8, 0):
-        return Finding("device", "note", f"{text}: older than 8.0, the portable operators run")
+        return Finding("device", "note", f"{text}: older than 8.0, kernels run in fp16 and fp32")
     return Finding("device", "ok", text)
 
 
@@ -162,7 +164,7 @@ def _present_architecture() -> str | None:
 
     if not torch.cuda.is_available() or torch.version.hip:
         return None
-    return architecture(0) if torch.cuda.get_device_capability() >= (8, 0) else None
+    return architecture(0) if torch.cuda.get_device_capability() >= (7, 5) else None
 
 
 def _compile_all(arch: str) -> str:
@@ -170,7 +172,7 @@ def _compile_all(arch: str) -> str:
     from rwkvkit.ops.cuda.programs import programs
 
     kernels = 0
-    for program in programs():
+    for program in programs(arch):
         resources = compile_program(program, arch).resources
         kernels += len(resources)
         if spilling := [name for name, used in resources.items() if used.spill_bytes]:

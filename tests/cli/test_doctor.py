@@ -57,6 +57,10 @@ def found(name: str) -> doctor.Finding:
     return next(finding for finding in doctor.examine() if finding.name == name)
 
 
+def test_an_old_architecture_gets_the_kernels_that_it_runs() -> None:
+    assert "22 kernels compile for sm_75" in doctor._kernels("sm_75").text
+
+
 def test_an_architecture_that_does_not_exist(run) -> None:
     outcome = run("doctor", "--arch", "sm_1")
     assert outcome.code == 5
@@ -86,9 +90,13 @@ def test_a_driver_that_torch_cannot_use(
 
 @pytest.mark.parametrize(
     ("hip", "capability", "text"),
-    [(None, (7, 0), "older than 8.0, the portable"), ("6.2", (9, 4), "under ROCm the portable")],
+    [
+        (None, (7, 0), "older than 7.5, the portable"),
+        (None, (7, 5), "kernels run in fp16 and fp32"),
+        ("6.2", (9, 4), "under ROCm the portable"),
+    ],
 )
-def test_gpus_without_kernels(
+def test_gpus_without_all_kernels(
     monkeypatch: pytest.MonkeyPatch, hip: str | None, capability: tuple[int, int], text: str
 ) -> None:
     class Properties:
@@ -103,7 +111,7 @@ def test_gpus_without_kernels(
     finding = doctor._device()
     assert finding.status == "note"
     assert text in finding.text
-    assert doctor._present_architecture() is None
+    assert doctor._present_architecture() == ("sm_75" if capability == (7, 5) else None)
 
 
 def test_cuda_bindings_of_another_major_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,10 +220,11 @@ def run_rows(
     return None if partial is None else partial.sum(0)
 
 
-def published_programs() -> tuple[Program, ...]:
-    """Return those that training of the published sizes runs, in bf16."""
-    rows = (row_program(file, sums) for file, sums in ROW_SUMS.items())
-    return shift_mix_program(6), shift_mix_program(1), relu_squared_program(), *rows
+def published_programs(*, fp16: bool) -> tuple[Program, ...]:
+    """Return those that training of the published sizes runs, in fp16 or bf16."""
+    rows = (row_program(file, sums, fp16=fp16) for file, sums in ROW_SUMS.items())
+    mixes = (shift_mix_program(count, fp16=fp16) for count in (6, 1))
+    return *mixes, relu_squared_program(fp16=fp16), *rows
 
 
 def programs() -> dict[str, Program]:

@@ -1,4 +1,6 @@
-"""The programs that training of the published sizes runs: head size 64, bf16."""
+"""The programs that training of the published sizes runs: head size 64."""
+
+import re
 
 import torch
 
@@ -8,21 +10,26 @@ from rwkvkit.ops.cuda.compile import Program
 _HEAD_SIZE = 64
 
 
-def programs() -> tuple[Program, ...]:
-    """Return them: WKV on tensor cores (with and without resets) and in fp32, and all others."""
-    found = {
-        **dict.fromkeys(
-            program
-            for resets in (False, True)
-            for shape in (
-                wkv7_kernels.Shape(_HEAD_SIZE, resets=resets),
-                wkv6_kernels.Shape(_HEAD_SIZE, resets=resets),
-            )
-            for program in (shape.forward_program(), shape.backward_program())
-        ),
-        wkv7_kernels.precise_program(_HEAD_SIZE): None,
-        wkv6_kernels.precise_program(_HEAD_SIZE): None,
-        **dict.fromkeys(elementwise_kernels.published_programs()),
-        cross_entropy.program(torch.bfloat16): None,
-    }
-    return tuple(found)
+def programs(arch: str) -> tuple[Program, ...]:
+    """Return them: WKV on tensor cores (with and without resets) and in fp32, and all others.
+
+    Args:
+        arch: such as ``sm_90a``. Older than ``sm_80`` tensor cores take fp16, and no WKV6; newer
+            ones bf16.
+    """
+    number = re.match(r"sm_(\d+)", arch)
+    fp16 = number is not None and int(number.group(1)) < 80
+    found: list[Program] = []
+    for resets in (False, True):
+        seven = wkv7_kernels.usual_shape(_HEAD_SIZE, fp16=fp16, resets=resets)
+        found += [seven.forward_program(), seven.backward_program()]
+        if not fp16:
+            six = wkv6_kernels.Shape(_HEAD_SIZE, resets=resets)
+            found += [six.forward_program(), six.backward_program()]
+    return (
+        *found,
+        wkv7_kernels.precise_program(_HEAD_SIZE),
+        wkv6_kernels.precise_program(_HEAD_SIZE),
+        *elementwise_kernels.published_programs(fp16=fp16),
+        cross_entropy.program(torch.float16 if fp16 else torch.bfloat16),
+    )
