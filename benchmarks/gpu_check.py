@@ -93,7 +93,7 @@ def _run(section: str, limit: float, settings: argparse.Namespace) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         command = [sys.executable, __file__, "--section", section, "--out", str(out)]
-        command += ["--device", settings.device, "--limit", str(limit / 2 - 2)]
+        command += ["--device", settings.device, "--limit", str((limit - 15) / 2)]
         command += ["--tiny"] if settings.tiny else []
         done = run_within(limit, command)
         rows = json.loads(out.read_text()) if out.exists() else []

@@ -1,4 +1,4 @@
-"""Run a process, and everything that it starts, for so long and no longer."""
+"""Run a process, and what it starts in its session, for so long and no longer."""
 
 import contextlib
 import os
@@ -37,7 +37,10 @@ class Done:
 def run_within(
     seconds: float, command: Sequence[str], environment: dict[str, str] | None = None
 ) -> Done:
-    """Run a command; when its time is over, end it with all its children.
+    """Run a command; when its time is over, end it with its children.
+
+    Not with those that have a session of their own, as :func:`run_within` gives one: a process that
+    calls it needs more time than it allows.
 
     Args:
         seconds: it may take.

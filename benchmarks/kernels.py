@@ -1,12 +1,12 @@
-"""What the WKV kernels ask of a GPU, counted without one: lower bounds of their time.
+"""What the WKV kernels ask of an sm_90, counted without one: lower bounds of their time.
 
     python benchmarks/kernels.py --out benchmarks/results/kernels.json
 
 Accesses are counted in the emulator of the tests, from chunk to chunk: sectors of global memory and
-passes through the banks of shared memory. Instructions are those of the loop over chunks in the
-machine code (nvdisasm is in pip's nvidia-cuda-nvdisasm); WKV7's are an upper bound, since one warp
-of four inverts a matrix. No kernel can be faster than the slowest of the three; how much slower it
-is (latency, few warps) only a GPU tells.
+passes through the banks of shared memory. No kernel can be faster than these allow. Instructions
+are those of the loop over chunks in the machine code (nvdisasm is in pip's nvidia-cuda-nvdisasm),
+somewhat more than are run: one warp of WKV7's four inverts a matrix, WKV6 stores a state every
+fourth chunk. How much slower a kernel is (latency, few warps) only a GPU tells.
 
 B batch, T tokens, H heads, N head size.
 """
@@ -26,16 +26,16 @@ from typing import Any
 import report
 import torch
 
-from rwkvkit.ops.cuda import launch, wkv6_kernels, wkv7_kernels
-from rwkvkit.ops.cuda.compile import Program, compile_program
+from rwkvkit.ops.cuda import wkv6_kernels, wkv7_kernels
+from rwkvkit.ops.cuda.compile import compile_program
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "kernels"))
 
 import wkv6_cases
 import wkv7_cases
-from accesses import Watched
+from accesses import watching
 
-CHUNK = 16
+ARCH, CHUNK = "sm_90a", 16
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?(\S.*?);")
 _LABEL = re.compile(r"^(\.L_\w+):")
 
@@ -46,7 +46,7 @@ def main() -> None:
     results = report.header("torch", "cuda-core") | {
         "card": {name: getattr(arguments, name) for name in ("sms", "ghz", "tb_per_s")},
         "shape": {"B": arguments.batch, "T": arguments.tokens, "H": arguments.heads, "N": 64},
-        "arch": arguments.arch,
+        "arch": ARCH,
         "kernels": dict(_kernels(arguments)),
     }
     print(f"{'':14} regs  blocks  instr  passes  B/elem   issue  banks  memory ms")
@@ -75,7 +75,7 @@ def _kernels(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any
             ),
         }
         for kernel, (program, shared_bytes, chunks) in programs.items():
-            binary = compile_program(program, arguments.arch)
+            binary = compile_program(program, ARCH)
             registers = binary.resources[kernel].registers
             instructions = _instructions(binary.cubin, chunks)
             passes, sectors = costs[kernel]
@@ -104,35 +104,19 @@ def _kernels(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any
 
 def _chunk_costs(run: Callable[[int], object]) -> dict[str, tuple[float, float]]:
     """Passes and sectors of a block for a chunk, by kernel: the difference of two lengths."""
-    emulators: dict[Program, Watched] = {}
-    found: dict[int, dict[str, tuple[int, int]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for chunks in (4, 12):  # whole segments of WKV6
-            found[chunks] = {}
+    few, many = 4, 12  # whole segments of WKV6
+    found = []
+    for chunks in (few, many):
+        with watching() as seen:
+            run(chunks * CHUNK)
+        assert not seen.faults()
+        found.append(seen.costs())
 
-            def start(
-                program: Program, kernel: str, *rest: Any, seen: dict[str, Any] = found[chunks]
-            ) -> None:
-                if program not in emulators:
-                    emulators[program] = Watched(program, Path(tempfile.mkdtemp(dir=folder)))
-                emulators[program].launch(kernel, *rest)
-                faults, accesses = emulators[program].report()
-                assert not faults, faults
-                seen[kernel] = tuple(
-                    sum(x.passes for x in accesses if x.memory == memory)
-                    for memory in ("shared", "global")
-                )
+    def grown(kernel: str, memory: str) -> float:
+        before, after = (costs[kernel][memory][1] for costs in found)
+        return (after - before) / (many - few)
 
-            usual, launch.launch = launch.launch, start
-            try:
-                run(chunks * CHUNK)
-            finally:
-                launch.launch = usual
-    few, many = found.values()
-    return {
-        kernel: ((many[kernel][0] - few[kernel][0]) / 8, (many[kernel][1] - few[kernel][1]) / 8)
-        for kernel in many
-    }
+    return {kernel: (grown(kernel, "shared"), grown(kernel, "global")) for kernel in found[0]}
 
 
 def _run_wkv7(tokens: int) -> object:
@@ -178,7 +162,6 @@ def _instructions(cubin: bytes, chunks: int) -> int | None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--arch", default="sm_90a")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--heads", type=int, default=64)

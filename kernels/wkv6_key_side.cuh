@@ -6,7 +6,7 @@
 #include "wkv6_chunk.cuh"
 
 // What a warp hands over: its 16 channels of each token.
-struct Exchange {
+struct alignas(8) Exchange {
     float dr[kTokens * 16];  // from the row's centre to none is still to come
     float dk_inside[kTokens * 16];   // likewise
     float dk_through[kTokens * 16];  // 2^(total - c) is still to come

@@ -10,8 +10,8 @@
 //     D <- diag(w) D + r_tᵀ dy_t.
 //
 // A block has one batch row and head. kParts neighbouring lanes take turns along a row (or a column) of
-// the state and keep it in registers, kPart elements each: side by side they read side by side. The states that dr and dlog_w need are computed again
-// from one checkpoint a chunk, into `scratch`.
+// the state and keep it in registers, kPart elements each: side by side they read side by side. The
+// states that dr and dlog_w need are computed again from one checkpoint a chunk, into `scratch`.
 #include "device.cuh"
 
 #ifndef HEAD_SIZE

@@ -22,7 +22,7 @@
 #ifndef RESETS  // whether documents may start inside the sequence
 #define RESETS 0
 #endif
-#define FEW_REGISTERS (RESETS || HEAD_SIZE > 64)
+#define FEW_REGISTERS (RESETS || HEAD_SIZE > 64)  // they would be spilled there
 #include "common.cuh"
 
 constexpr int L = 16;                         // tokens in a chunk

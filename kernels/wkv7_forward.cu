@@ -55,8 +55,8 @@ DEVICE void scale_inputs(Tiles &tiles, const Inputs &in, Segment segment) {
 }
 
 // r, log_w, k, v, a, b, y: [B, tokens, heads, N]. state, origin: [B, heads, N, N] and [heads, N, N]
-// or null for zero. resets: [B, tokens], read with RESETS. checkpoints: [B, heads, ceil(chunks / CHECKPOINT_CHUNKS),
-// N, N], or null. Grid: heads, B.
+// or null for zero. resets: [B, tokens], read with RESETS. checkpoints: [B, heads,
+// ceil(chunks / CHECKPOINT_CHUNKS), N, N], or null. Grid: heads, B.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS)
     wkv7_forward(int tokens, int heads, const element *r, const element *log_w, const element *k,
                  const element *v, const element *a, const element *b, const float *state,

@@ -136,6 +136,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hashes(path: Path) -> dict[str, str]:
+    """Return the SHA-256 of a file, or of each file of a folder, by the path from its parent."""
+    found = [path] if path.is_file() else sorted(x for x in path.rglob("*") if x.is_file())
+    return {file.relative_to(path.parent).as_posix(): sha256(file) for file in found}
+
+
+def are_whole(folder: Path, expected: dict[str, str]) -> bool:
+    """Say whether files of a folder are there, with the SHA-256 that :func:`hashes` gave."""
+    return all(
+        (folder / name).is_file() and sha256(folder / name) == digest
+        for name, digest in expected.items()
+    )
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)

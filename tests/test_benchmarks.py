@@ -45,7 +45,10 @@ SMALL_FINETUNE = [
         ("model.py", SMALL_MODEL),
         ("train.py", [*SMALL_MODEL, "--steps", "4", "--no-engines"]),
         ("data.py", ["--size", "2"]),
-        ("kernels.py", ["--tokens", "16"]),
+        pytest.param(
+            *("kernels.py", ["--tokens", "16"]),
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="it needs g++ and NVRTC"),
+        ),
     ],
 )
 def test_benchmark(tmp_path: Path, script: str, size: list[str]) -> None:

@@ -3,16 +3,18 @@
 B batch, T tokens, H heads, N head size.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from rwkvkit.errors import SetupError, UsageError
 
+_Function = TypeVar("_Function", bound=Callable[..., object])
 Impl = Literal["auto", "naive", "chunked", "cuda", "precise"]
 
 
@@ -81,6 +83,8 @@ def choose(
             obstacle = "there is no kernel for this head size; 64 and 128 have one"
         elif dtype == torch.float64:
             obstacle = "its kernels compute in fp32, not float64"
+        else:
+            obstacle = _precise_obstacle(device, needs)
     if obstacle:
         raise UsageError(
             f"impl {impl!r} cannot run: {obstacle}", where="wkv", hint="'auto' takes what can"
@@ -105,30 +109,32 @@ def _automatic(device: torch.device, dtype: torch.dtype, needs: Needs | None) ->
         if obstacle is None:
             return Choice("cuda", "wkv cuda: tensor-core kernels for this GPU")
         why = f", {obstacle}"
-    available = _shared_bytes(device)
-    if needs.precise > available:
-        return Choice(
-            "chunked",
-            f"wkv chunked: plain PyTorch, the kernels need {needs.precise} bytes of shared memory"
-            f" a block, this GPU has {available}",
-        )
+    if obstacle := _precise_obstacle(device, needs):
+        return Choice("chunked", f"wkv chunked: plain PyTorch, {obstacle}")
     return Choice("precise", f"wkv precise: fp32 kernels{why}")
 
 
 def _tensor_core_obstacle(device: torch.device, dtype: torch.dtype, needs: Needs) -> str | None:
-    available = _shared_bytes(device)
     if _capability(device) >= (8, 0):
         needed = needs.chunked
-    elif dtype == torch.float16 and needs.turing:
+    elif _capability(device) == (7, 5) and dtype == torch.float16 and needs.turing:
         needed = needs.turing
     else:
         return f"the tensor-core kernels need an sm_80 or newer for {_name(dtype)}"
-    if needed > available:
-        return (
-            f"the tensor-core kernels need {needed} bytes of shared memory a block, this GPU has"
-            f" {available}"
-        )
-    return None
+    return _no_room("tensor-core", needed, device)
+
+
+def _precise_obstacle(device: torch.device, needs: Needs) -> str | None:
+    return _no_room("fp32", needs.precise, device)
+
+
+def _no_room(kind: str, needed: int, device: torch.device) -> str | None:
+    available = _shared_bytes(device)
+    if needed <= available:
+        return None
+    return (
+        f"the {kind} kernels need {needed} bytes of shared memory a block, this GPU has {available}"
+    )
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -140,7 +146,16 @@ def too_old_for(device: torch.device, dtype: torch.dtype) -> bool:
     return _capability(device) < (8, 0) and dtype != torch.float16
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot look into NVRTC
+def _asked(function: _Function) -> _Function:
+    """Let torch.compile call a function instead of looking into it: its answer never changes.
+
+    What ``torch.compiler.assume_constant_result`` does, which imports the compiler, a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_asked
 def kernel_obstacle(device: torch.device) -> str | None:
     """Say what keeps kernels from being compiled for a GPU, or None."""
     return look_for_obstacle(device)
@@ -163,12 +178,12 @@ def look_for_obstacle(device: torch.device) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@_asked
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-@torch.compiler.assume_constant_result
+@_asked
 def _shared_bytes(device: torch.device) -> int:
     """Shared memory that a block may have."""
     usual = 99 * 1024 if _capability(device) >= (8, 0) else 64 * 1024

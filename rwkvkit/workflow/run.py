@@ -213,8 +213,10 @@ class Run:
         end, final = read_record(folder).get("finished", {}), self.files.final
         if not final.exists() or (END_EARLY not in end and end.get("step") != plan.schedule.steps):
             return Status(False, f"{plan.schedule.steps:,} steps are not done yet")
-        if end.get("sha256") not in (None, files.sha256(final)):
-            return Status(False, f"{final} is damaged, and comes from the newest checkpoint again")
+        if not files.are_whole(final.parent, end.get("sha256", {})):
+            again = any(self.files.checkpoints.glob("step-*"))
+            rest = ", and comes from the newest checkpoint again" if again else ""
+            return Status(False, f"{final} is damaged{rest}")
         if END_EARLY in end:
             return Status(True, f"the run ended early: {end[END_EARLY]}")
         return Status(True, f"all {end['step']:,} steps are done: {final}")
@@ -222,8 +224,8 @@ class Run:
     def finished(self) -> dict[str, Any]:
         """Return ``step``, ``tokens`` and ``loss`` at the end of a complete run.
 
-        ``sha256`` is that of its weights. ``skipped_steps`` counts those that changed nothing, if
-        any; ``end_early`` says why, where it ended before its last step.
+        ``sha256`` has that of each file of its weights. ``skipped_steps`` counts those that
+        changed nothing, if any; ``end_early`` says why, where it ended before its last step.
         """
         end: dict[str, Any] = read_record(self.recipe.folder)["finished"]
         return end
@@ -290,7 +292,7 @@ class Run:
             rows = read_metrics(self.files.metrics)
             loss = next(row["loss"] for row in reversed(rows) if row["loss"] is not None)
             end = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "loss": loss}
-            end["sha256"] = files.sha256(self.files.final)
+            end["sha256"] = files.hashes(self.files.final)
             if skipped := rows[-1].get("skipped"):
                 end["skipped_steps"] = skipped
             end |= {key: rows[-1][key] for key in (END_EARLY,) if key in rows[-1]}

@@ -4,14 +4,24 @@ Every access of every thread is noted (``emulator/accesses.cpp``). Two race if n
 them by CUDA's rules, in whatever order they ran: exchanges among lanes order nothing.
 """
 
+import atexit
 import ctypes
 import re
+import shutil
 import subprocess
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from emulator import HERE, Emulator, _Guarded, compile_with
 
+from rwkvkit.ops.cuda import launch
+from rwkvkit.ops.cuda.compile import Program
 from rwkvkit.resources import bundled
 
 
@@ -90,6 +100,61 @@ class Watched(Emulator):
             elif re.match(r"(?!device\.cuh)[\w.]+\.cuh?:", line):
                 found.append(line.split(" ")[0])
         return places
+
+
+@dataclass
+class Seen:
+    """What launches did.
+
+    Attributes:
+        launches: the kernel, its faults and its accesses.
+        without: file and line of a barrier that is taken out.
+        more: macros in addition to a program's.
+    """
+
+    launches: list[tuple[str, list[str], list[Access]]] = field(default_factory=list)
+    without: tuple[str, int] = ("", 0)
+    more: tuple[tuple[str, int], ...] = ()
+
+    def launch(self, program: Program, kernel: str, *rest: Any) -> None:
+        """Launch in the emulator."""
+        emulator = _watched(replace(program, defines=program.defines + self.more))
+        emulator.take_out(*self.without)
+        emulator.launch(kernel, *rest)
+        self.launches.append((kernel, *emulator.report()))
+
+    def faults(self) -> list[str]:
+        """Those of all launches."""
+        return [fault for _, faults, _ in self.launches for fault in faults]
+
+    def costs(self) -> dict[str, dict[str, list[int]]]:
+        """By kernel: requests, passes or sectors, and the least that there could be."""
+        return {
+            kernel: {
+                memory: [
+                    sum(getattr(x, count) for x in accesses if x.memory == memory)
+                    for count in ("requests", "passes", "least")
+                ]
+                for memory in ("shared", "global")
+            }
+            for kernel, _, accesses in self.launches
+        }
+
+
+@contextmanager
+def watching() -> Iterator[Seen]:
+    """Launches go to watched emulators."""
+    seen = Seen()
+    with mock.patch.object(launch, "launch", seen.launch):
+        yield seen
+
+
+@cache
+def _watched(program: Program) -> Watched:
+    """Compile a program, once."""
+    folder = tempfile.mkdtemp(prefix="rwkvkit-watched-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Watched(program, Path(folder))
 
 
 def barriers(file: str) -> list[int]:

@@ -4,25 +4,21 @@ Record again, after a look at the difference: ``python tests/kernels/test_access
 """
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import elementwise_cases
 import pytest
 import torch
 import wkv6_cases
 import wkv7_cases
-from accesses import Access, Watched, barriers
+from accesses import barriers, watching
 from emulator import with_clang
 from torch import Tensor
 
 from rwkvkit.ops import fused
-from rwkvkit.ops.cuda import cross_entropy, launch
-from rwkvkit.ops.cuda.compile import Program
+from rwkvkit.ops.cuda import cross_entropy
 from rwkvkit.resources import bundled
 
 pytestmark = pytest.mark.skipif(with_clang(), reason="clang reports accesses in another way")
@@ -60,20 +56,27 @@ def wkv6(
 
 def elementwise(name: str, size: int) -> Callable[[], object]:
     case = elementwise_cases.make(name, (1, 300, 2, size))
-    return lambda: elementwise_cases.run(fused, case)
+
+    def run() -> object:
+        with mock.patch.object(Tensor, "is_cuda", True):
+            return elementwise_cases.run(fused, case)
+
+    return run
 
 
 def judge() -> object:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 4099, generator=generator).bfloat16()
     targets = torch.randint(4099, (3,), generator=generator)
-    return cross_entropy.judge(logits, targets, torch.ones(3), 1e-2, True)
+    with mock.patch.object(Tensor, "is_cuda", True):
+        return cross_entropy.judge(logits, targets, torch.ones(3), 1e-2, True)
 
 
 WORK: dict[str, Callable[[], object]] = {
     "wkv7": wkv7(),
     "wkv7, documents": wkv7(starts=STARTS),
-    "wkv7 fp16, documents": wkv7(dtype=torch.float16, starts=STARTS),
+    "wkv7 fp16": wkv7(dtype=torch.float16, buffers=1),
+    "wkv7 fp16, documents": wkv7(dtype=torch.float16, starts=STARTS, buffers=1),
     "wkv7, one buffer": wkv7(buffers=1),
     "wkv7, checkpoint of 4": wkv7(checkpoint_chunks=4),
     "wkv7 N=128, documents": wkv7(128, starts=STARTS, buffers=1),
@@ -96,65 +99,32 @@ WORK: dict[str, Callable[[], object]] = {
 }
 
 
-@cache
-def watched(program: Program) -> Watched:
-    """Compile a program, once."""
-    return Watched(program, Path(tempfile.mkdtemp(prefix="rwkvkit-watched-")))
-
-
-@dataclass
-class Seen:
-    """What launches did.
-
-    Attributes:
-        launches: the kernel, its faults and its accesses.
-        without: file and line of a barrier that is taken out.
-    """
-
-    launches: list[tuple[str, list[str], list[Access]]] = field(default_factory=list)
-    without: tuple[str, int] = ("", 0)
-
-    def launch(self, program: Program, kernel: str, *rest: object) -> None:
-        """Launch in the emulator."""
-        emulator = watched(program)
-        emulator.take_out(*self.without)
-        emulator.launch(kernel, *rest)  # type: ignore[arg-type]
-        self.launches.append((kernel, *emulator.report()))
-
-    def faults(self) -> list[str]:
-        return [fault for _, faults, _ in self.launches for fault in faults]
-
-    def costs(self) -> dict[str, dict[str, list[int]]]:
-        """By kernel: requests, passes or sectors, and the least that there could be."""
-        return {
-            kernel: {
-                memory: [
-                    sum(getattr(x, count) for x in accesses if x.memory == memory)
-                    for count in ("requests", "passes", "least")
-                ]
-                for memory in ("shared", "global")
-            }
-            for kernel, _, accesses in self.launches
-        }
-
-
-@contextmanager
-def watching() -> Iterator[Seen]:
-    """Launches go to watched emulators."""
-    seen = Seen()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "launch", seen.launch)
-        patch.setattr(Tensor, "is_cuda", True)
-        yield seen
-
-
 @pytest.mark.parametrize("name", WORK)
-def test_no_faults_and_the_cost_that_is_recorded(name):
+def test_no_faults_and_no_more_cost_than_recorded(name):
+    """Compared are shares: how many accesses a source makes, a compiler may count otherwise."""
     with watching() as seen:
         WORK[name]()
     assert seen.launches
     assert seen.faults() == []
-    assert seen.costs() == json.loads(RECORD.read_text(encoding="utf-8"))[name]
+    record = json.loads(RECORD.read_text(encoding="utf-8"))[name]
+    costs = seen.costs()
+    assert costs.keys() == record.keys()
+    for kernel, found in costs.items():
+        for memory, (_, passes, least) in found.items():
+            _, recorded, at_least = record[kernel][memory]
+            assert passes * at_least <= 1.005 * recorded * least, (kernel, memory)
+
+
+@pytest.mark.parametrize("name", ["wkv7 fp16", "wkv7 fp16, documents"])
+def test_copies_at_once_need_no_more_barriers(name):
+    """An sm_75 copies with plain stores."""
+    with watching() as seen:
+        want = WORK[name]()
+        seen.more = (("COPIES_AT_ONCE", 1),)
+        found = WORK[name]()
+    assert len(seen.launches) == 4
+    assert seen.faults() == []
+    assert all(torch.equal(found[key], x) for key, x in want.items())
 
 
 WITH_BARRIERS = {
@@ -180,16 +150,13 @@ def test_all_files_with_barriers_are_known():
 
 @pytest.mark.parametrize("file", WITH_BARRIERS)
 def test_a_barrier_taken_out_is_a_race(file):
-    hidden = []
-    for line in barriers(file):
-        faults: list[str] = []
-        for name in WITH_BARRIERS[file]:
-            with watching() as seen:
-                seen.without = file, line
-                WORK[name]()
-            faults += seen.faults()
-        if not any(fault.startswith("race") for fault in faults):
-            hidden.append(line)
+    def races(line: int, name: str) -> bool:
+        with watching() as seen:
+            seen.without = file, line
+            WORK[name]()
+        return any(fault.startswith("race") for fault in seen.faults())
+
+    hidden = [x for x in barriers(file) if not any(races(x, name) for name in WITH_BARRIERS[file])]
     assert hidden == []
 
 

@@ -1,6 +1,8 @@
 """The registered WKV7 operators on a CPU: values, gradients, and what torch builds on operators."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -232,3 +234,14 @@ def test_kernels_that_are_demanded_of_a_gpu_without_them(gpu):
     with pytest.raises(UsageError, match="sm_80 or newer for bfloat16"):
         choose("cuda", CUDA, BF16, 9, KERNELS[64])
     assert choose("cuda", CUDA, torch.float16, 9, KERNELS[64]).impl == "cuda"
+    with pytest.raises(UsageError, match=r"66576 bytes .* has 65536"):
+        choose("precise", CUDA, FP32, 9, KERNELS[128])
+    gpu(capability=(7, 0))
+    with pytest.raises(UsageError, match="sm_80 or newer for float16"):
+        choose("cuda", CUDA, torch.float16, 9, KERNELS[64])
+
+
+def test_operators_do_not_import_the_compiler():
+    code = "import sys, rwkvkit.ops, rwkvkit.model; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

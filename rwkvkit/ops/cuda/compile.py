@@ -28,6 +28,7 @@ So does sm_75, for the programs in fp32, and in fp16 but for WKV6's and WKV7's a
 """
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
+_POLICY = "fewer blocks rather than spills"  # counts among what decides a binary
 _OPTIONS = {"std": "c++17", "use_fast_math": True, "ptxas_options": ["-v"]}
 
 
@@ -115,7 +116,7 @@ def compile_program(program: Program, arch: str) -> Binary:
     """
     source = read_source(program.file)
     versions = toolkit_versions()
-    described = [source, program.defines, arch, sorted(_OPTIONS.items()), versions]
+    described = [source, program.defines, arch, sorted(_OPTIONS.items()), versions, _POLICY]
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     folder = files.cache_folder()
     path = folder and folder / "kernels" / f"{Path(program.file).stem}-{arch}-{key[:32]}.bin"

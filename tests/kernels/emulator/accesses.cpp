@@ -168,7 +168,8 @@ void warp_met(int warp) {
 }
 
 Region make_region(uintptr_t begin, uintptr_t end) {
-    return {begin, end, std::vector<Byte>(end - begin), {(unsigned char *)begin, (unsigned char *)end}};
+    return {begin, end, std::vector<Byte>(end - begin),
+            {(unsigned char *)begin, (unsigned char *)end}};
 }
 
 // Whether a byte changed without a write that was noted.
@@ -207,7 +208,8 @@ void accessed(const void *x, int bytes, bool writes, bool costs) {
 // Watch the next launch; the tensors lie at begins[i] .. ends[i] - 1.
 extern "C" void watch(int count, const uintptr_t *begins, const uintptr_t *ends) {
     tensors.clear(), known.clear(), sites.clear();
-    races.clear(), outside.clear(), misaligned.clear(), in_shared.clear(), in_global.clear(), open.clear(), repeats.clear();
+    races.clear(), outside.clear(), misaligned.clear();
+    in_shared.clear(), in_global.clear(), open.clear(), repeats.clear();
     for (int i = 0; i < count; i++) tensors.push_back(make_region(begins[i], ends[i]));
     block_number = -1;
     emulator::block_starts = block_starts;

@@ -90,12 +90,12 @@ inline void mma(float d[4], const pair a[4], const pair b[2]) {
     for (int i = 0; i < 4; i++) d[i] = sums.d[i];
 }
 
-// Each lane reads its row as it arrives: it does not wait for what other lanes still have to write.
 inline void mma_half(float d[4], const pair a[2], pair b) {
     const pair whole_a[4] = {a[0], a[1], 0u, 0u}, whole_b[2] = {b, 0u};
     mma(d, whole_a, whole_b);
 }
 
+// Each lane reads its row as it arrives: it does not wait for what other lanes still have to write.
 template <bool TRANSPOSED>
 UNREPORTED inline void load_four(pair to[4], const element *row) {
     struct Row {
@@ -135,6 +135,11 @@ UNREPORTED inline void copy_async(void *to_shared, const void *from_global, int 
     if ((uintptr_t)to_shared % 16 || (uintptr_t)from_global % 16) abort();
     emulator::note_access(to_shared, 16, true);
     if (bytes) emulator::note_access(from_global, bytes, false);
+#ifdef COPIES_AT_ONCE  // as an sm_75 does
+    memset(to_shared, 0, 16);
+    memcpy(to_shared, from_global, bytes);
+    return;
+#endif
     memset(to_shared, 0xff, 16);
     emulator::current->copies.push_back(
         {to_shared, from_global, bytes, emulator::current->group});

@@ -88,7 +88,7 @@ constexpr int kGuard = 512;  // bytes before and behind shared memory; the tenso
 inline Fiber fibers[kMaxThreads];
 inline Fiber *current;
 inline jmp_buf scheduler;
-inline ucontext_t scheduler_context, entry_context;
+inline ucontext_t entry_context;
 inline uint3_t block_index, block_size, grid_size;
 inline const std::function<void()> *kernel;
 inline unsigned char *shared;
