@@ -84,7 +84,7 @@ def choose(
         elif dtype == torch.float64:
             obstacle = "its kernels compute in fp32, not float64"
         else:
-            obstacle = _precise_obstacle(device, needs)
+            obstacle = _no_room("fp32", needs.precise, device)
     if obstacle:
         raise UsageError(
             f"impl {impl!r} cannot run: {obstacle}", where="wkv", hint="'auto' takes what can"
@@ -109,7 +109,7 @@ def _automatic(device: torch.device, dtype: torch.dtype, needs: Needs | None) ->
         if obstacle is None:
             return Choice("cuda", "wkv cuda: tensor-core kernels for this GPU")
         why = f", {obstacle}"
-    if obstacle := _precise_obstacle(device, needs):
+    if obstacle := _no_room("fp32", needs.precise, device):
         return Choice("chunked", f"wkv chunked: plain PyTorch, {obstacle}")
     return Choice("precise", f"wkv precise: fp32 kernels{why}")
 
@@ -122,10 +122,6 @@ def _tensor_core_obstacle(device: torch.device, dtype: torch.dtype, needs: Needs
     else:
         return f"the tensor-core kernels need an sm_80 or newer for {_name(dtype)}"
     return _no_room("tensor-core", needed, device)
-
-
-def _precise_obstacle(device: torch.device, needs: Needs) -> str | None:
-    return _no_room("fp32", needs.precise, device)
 
 
 def _no_room(kind: str, needed: int, device: torch.device) -> str | None:

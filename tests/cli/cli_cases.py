@@ -1,6 +1,8 @@
 """A recipe that trains in seconds, and what a command gives back."""
 
 import json
+import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,3 +47,12 @@ Run = Callable[..., Outcome]
 def files_in(folder: Path) -> list[str]:
     """Every file below a folder, hidden ones too."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def wait_for_rows(log: Path, rows: int, process: subprocess.Popen[str]) -> None:
+    """Wait until a run has logged so many steps."""
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < rows:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)

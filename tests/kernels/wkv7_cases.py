@@ -4,7 +4,10 @@ B batch, T tokens, H heads, N head size.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,7 +101,7 @@ def exact(case: Case) -> dict[str, Tensor]:
 
 
 def run(case: Case, **shape: int) -> dict[str, Tensor]:
-    """Forward and backward by the chunked kernels."""
+    """Results and gradients by the chunked kernels; ``shape``: more of the program's shape."""
     first = case.vectors[0]
     program = wkv7_kernels.Shape(
         first.shape[-1],
@@ -106,43 +109,31 @@ def run(case: Case, **shape: int) -> dict[str, Tensor]:
         resets=case.resets is not None,
         **shape,
     )
-    y, final, checkpoints = wkv7_kernels.forward(
-        program, case.vectors, case.state, case.origin, case.resets, keep=True
-    )
-    gradients, dstate, dorigin = wkv7_kernels.backward(
-        program,
-        case.vectors,
-        case.dy,
-        case.origin,
-        case.resets,
-        checkpoints,
-        case.dfinal,
-        want_state=case.state is not None,
-        want_origin=case.origin is not None,
-    )
-    return _named(y, final, gradients, dstate, dorigin)
+    forward, backward = wkv7_kernels.forward, wkv7_kernels.backward
+    return _results(case, partial(forward, program), partial(backward, program))
 
 
 def run_precise(case: Case) -> dict[str, Tensor]:
     """The same by the fp32 kernels."""
     vectors = tuple(x.float() for x in case.vectors)
-    y, final, checkpoints = wkv7_kernels.precise_forward(
-        vectors, case.state, case.origin, case.resets, keep=True
-    )
-    gradients, dstate, dorigin = wkv7_kernels.precise_backward(
-        vectors,
-        case.dy.float(),
-        case.origin,
-        case.resets,
+    case = replace(case, vectors=vectors, dy=case.dy.float())
+    return _results(case, wkv7_kernels.precise_forward, wkv7_kernels.precise_backward)
+
+
+def _results(
+    case: Case, forward: Callable[..., Any], backward: Callable[..., Any]
+) -> dict[str, Tensor]:
+    given = (case.origin, case.resets)
+    y, final, checkpoints = forward(case.vectors, case.state, *given, keep=True)
+    gradients, dstate, dorigin = backward(
+        case.vectors,
+        case.dy,
+        *given,
         checkpoints,
         case.dfinal,
         want_state=case.state is not None,
         want_origin=case.origin is not None,
     )
-    return _named(y, final, gradients, dstate, dorigin)
-
-
-def _named(y, final, gradients, dstate, dorigin) -> dict[str, Tensor]:
     found = {"y": y, "final": final}
     found |= {f"d{name}": x for name, x in zip(NAMES, gradients, strict=True)}
     found |= {"dstate": dstate, "dorigin": dorigin}

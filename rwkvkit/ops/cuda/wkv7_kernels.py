@@ -92,8 +92,11 @@ class Shape:
 
     def backward_program(self) -> Program:
         """The backward kernel, likewise."""
-        blocks = 1 if self.size == 128 else 2
-        if self._lean() and self.size == 64:
+        if self.size == 128:
+            blocks = 1
+        elif not self._lean():
+            blocks = 2
+        else:
             blocks = 3 if self.buffers == 2 else 4
         return self._program(
             "wkv7_backward.cu",
