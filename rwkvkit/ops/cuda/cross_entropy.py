@@ -51,6 +51,7 @@ def judge(
             targets,
             weights,
             losses,
+            alignment=1,
         )
     return losses
 

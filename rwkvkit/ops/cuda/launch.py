@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkvkit.errors import SetupError
+from rwkvkit.errors import SetupError, UsageError
 from rwkvkit.ops.cuda.compile import Program, compile_program
 
 Argument = Tensor | int | float | None
@@ -21,6 +21,7 @@ def launch(
     threads: int,
     shared_bytes: int,
     *arguments: Argument,
+    alignment: int = 16,
 ) -> None:
     """Start a kernel on the current stream of the first tensor's device; does not wait for it.
 
@@ -31,10 +32,22 @@ def launch(
         threads: a block.
         shared_bytes: dynamic shared memory a block.
         arguments: tensors and None for pointers, whole numbers for ``int``, others for ``float``.
+        alignment: of the floating tensors' first elements, in bytes; kernels read 16 at a time.
 
     Raises:
+        UsageError: a tensor does not begin at a multiple of the alignment; the GPU would stop, and
+            the process could not use it any more.
         SetupError: it cannot be compiled, or asks for more shared memory than the GPU has.
     """
+    for x in arguments:
+        if isinstance(x, Tensor) and x.is_floating_point() and x.data_ptr() % alignment:
+            raise UsageError(
+                f"a tensor of shape {tuple(x.shape)} does not begin at a multiple of"
+                f" {alignment} bytes, which the kernel needs",
+                where=kernel,
+                hint="it is a part of a larger tensor: pass a clone of it",
+            )
+
     import numpy as np
     from cuda.core import Device, LaunchConfig, Stream
     from cuda.core import launch as start
