@@ -4,7 +4,9 @@ From logits (``lm_loss``), or from what the head reads (``head_loss``), which ne
 of all tokens. M tokens (all leading dimensions together), C n_embd, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ L2WRAP = 1e-4
 # Logits that head_loss holds: 64 MiB in float32 on a CPU; on a GPU 0.5 GiB in bfloat16, so that
 # adding up the weight's gradient, 12 bytes an element a chunk, stays small beside the products.
 _CHUNK_CPU, _CHUNK_GPU = 1 << 24, 1 << 28
+_every_token = ContextVar("every_token", default=False)
 
 
 def lm_loss(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -65,8 +68,8 @@ def head_loss(
     A chunk of tokens at a time becomes logits, and these their own gradient in place, from which
     the gradients of both inputs follow at once: nothing is computed twice, and no tensor grows with
     M · V. The gradient of the weight adds up in float32. Tokens with weight 0 are left out before
-    the head, so a mask saves their work (at the price of waiting for the device once, so not in a
-    CUDA graph that is being recorded).
+    the head, so a mask saves their work (at the price of waiting for the device once, so not within
+    :func:`every_token`).
 
     Args:
         hidden: what the head reads [..., C]; logits are made in its dtype, as the head makes them.
@@ -93,7 +96,7 @@ def head_loss(
         weights = torch.ones(targets.shape, dtype=_wide(hidden), device=hidden.device)
     else:
         weights = mask.to(_wide(hidden)).reshape(-1)
-        kept = None if _recorded() else weights.nonzero().squeeze(1)
+        kept = None if _every_token.get() else weights.nonzero().squeeze(1)
         if kept is not None and len(kept) < len(weights):
             hidden, targets, weights = (x.index_select(0, kept) for x in (hidden, targets, weights))
     # Inside, tokens weigh what the mask says, and the mean comes last: in float16 the gradient of
@@ -102,6 +105,16 @@ def head_loss(
     judge = kernel.judge if choice.impl == "cuda" else plain.judge
     loss = _HeadLoss.apply(hidden, head_weight, targets, weights, judge, torch.is_grad_enabled())
     return loss / _total(weights)
+
+
+@contextmanager
+def every_token() -> Iterator[None]:
+    """Let :func:`head_loss` leave no token out: a CUDA graph cannot depend on a mask's values."""
+    before = _every_token.set(True)
+    try:
+        yield
+    finally:
+        _every_token.reset(before)
 
 
 def workspace(
@@ -148,11 +161,6 @@ def _check(name: str, inputs: Tensor, targets: Tensor, mask: Tensor | None, func
                 hint=f"{name} are [B, T, {'V' if name == 'logits' else 'C'}], "
                 "targets and mask [B, T]",
             )
-
-
-def _recorded() -> bool:
-    """Whether a CUDA graph is being recorded: nothing may depend on values then."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

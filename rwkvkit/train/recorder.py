@@ -5,6 +5,7 @@ gradients and the loss add up in tensors that stay, and nothing on the way may w
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rwkvkit.errors import SetupError
+from rwkvkit.model.loss import every_token
 from rwkvkit.train.batch import Batch
 
 Pass = Callable[[Batch, Tensor], None]
@@ -64,10 +66,11 @@ class CudaRecorder:
 
 @dataclass
 class _Shape:
-    """Batches of one shape: the tensors they are copied into, and their recording."""
+    """Batches of one shape: the tensors they are copied into, and their recording, if any."""
 
     batch: Batch
     share: Tensor
+    wanted: bool
     passes: int = 0
     repeat: Callable[[], None] | None = None
 
@@ -116,13 +119,18 @@ class RecordedPasses:
         """
         shape = self._shape_of(batch)
         shape.fill(batch, share)
-        if shape.repeat is None and shape.passes == _WARM_UPS and not self._failed:
+        if shape.wanted and shape.passes == _WARM_UPS and shape.repeat is None:
             self._record(shape)
         if shape.repeat is not None:
             shape.repeat()
             return
         shape.passes = min(shape.passes + 1, _WARM_UPS)
-        self._recorder.warm_up(lambda: self._run(shape.batch, shape.share))
+        self._recorder.warm_up(lambda: self._pass(shape))
+
+    def _pass(self, shape: _Shape) -> None:
+        # What will be recorded must have run just like that: kernels are loaded before.
+        with every_token() if shape.wanted else nullcontext():
+            self._run(shape.batch, shape.share)
 
     def _shape_of(self, batch: Batch) -> _Shape:
         signature = (
@@ -138,14 +146,15 @@ class RecordedPasses:
         assert x is not None
         assert y is not None
         stays = replace(batch, x=x, y=y, mask=mask, resets=resets)
-        shape = _Shape(stays, torch.empty((), device=self._device))
-        if len(self._shapes) < _MOST:
+        wanted = not self._failed and len(self._shapes) < _MOST
+        shape = _Shape(stays, torch.empty((), device=self._device), wanted)
+        if wanted:
             self._shapes[signature] = shape
         return shape
 
     def _record(self, shape: _Shape) -> None:
         try:
-            shape.repeat = self._recorder.record(lambda: self._run(shape.batch, shape.share))
+            shape.repeat = self._recorder.record(lambda: self._pass(shape))
         except RuntimeError as error:  # also what a driver refuses
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             if self._demanded:
@@ -155,6 +164,8 @@ class RecordedPasses:
                     hint="set train.cuda_graphs to false",
                 ) from error
             self._failed = True
+            for known in self._shapes.values():
+                known.wanted = known.repeat is not None
             self._report(f"cuda graphs off: a pass cannot be recorded ({why})")
 
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rwkvkit.errors import UsageError
 from rwkvkit.model import loss as loss_module
-from rwkvkit.model.loss import head_loss, lm_loss
+from rwkvkit.model.loss import every_token, head_loss, lm_loss
 from rwkvkit.ops import cross_entropy as plain
 
 WIDTH, VOCAB = 12, 37
@@ -158,16 +158,16 @@ def test_tokens_that_do_not_count_cost_nothing_and_spoil_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bool", "number", "zeros"])
-def test_a_pass_that_is_recorded_does_not_wait_for_the_mask(
+def test_with_every_token_nothing_waits_for_the_mask(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     hidden, weight, targets = example()
     mask = mask_of(kind)
     want = head_loss(hidden, weight, targets, mask)
     wanted = torch.autograd.grad(want, (hidden, weight))
-    monkeypatch.setattr(loss_module, "_recorded", lambda: True)
     monkeypatch.setattr(Tensor, "nonzero", None)
-    got = head_loss(hidden, weight, targets, mask)
+    with every_token():
+        got = head_loss(hidden, weight, targets, mask)
     torch.testing.assert_close(got, want)
     for ours, theirs in zip(torch.autograd.grad(got, (hidden, weight)), wanted, strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -1,6 +1,7 @@
 """Recorded passes give the bits of passes that run as they are; CUDA's part is stood in for."""
 
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import torch
 from tape import TapeRecorder
 
 from rwkvkit.errors import SetupError
-from rwkvkit.model import loss as loss_module
 from rwkvkit.model.checkpoint import build_model
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.init import init_weights
+from rwkvkit.model.loss import every_token
+from rwkvkit.train import recorder as recorder_module
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.engine import StepResult, TorchEngine
@@ -71,9 +73,10 @@ def same(one: TorchEngine, other: TorchEngine) -> bool:
 
 
 @pytest.fixture
-def nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As while a graph is captured; here for all passes, so that they add up alike."""
-    monkeypatch.setattr(loss_module, "_recorded", lambda: True)
+def nothing_waits() -> Iterator[None]:
+    """As in passes that are recorded; here in all, so that they add up alike."""
+    with every_token():
+        yield
 
 
 @pytest.mark.usefixtures("nothing_waits")
@@ -146,8 +149,20 @@ def test_what_cannot_be_recorded_runs_as_it_is(dtype: torch.dtype, share: float)
     assert lines[0].startswith("cuda graphs off: a pass cannot be recorded (RuntimeError: ")
 
 
-def test_waiting_for_the_device_cannot_be_recorded() -> None:
-    """A mask's tokens are counted on the device, but for where a graph is recorded."""
+def test_a_mask_is_no_obstacle() -> None:
+    """Its tokens are not counted, which would wait for the device and cannot be recorded."""
+    lines: list[str] = []
+    recorded, plain = engine_of(TapeRecorder(), lines=lines), engine_of()
+    batches = [batch_of(seed, extras=True) for seed in range(5)]
+    ours, theirs = (
+        torch.tensor([step.loss for step in steps(engine, batches)]) for engine in (recorded, plain)
+    )
+    torch.testing.assert_close(ours, theirs)
+    assert lines == []
+
+
+def test_waiting_for_the_device_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "every_token", nullcontext)
     lines: list[str] = []
     recorded, plain = engine_of(TapeRecorder(), lines=lines), engine_of()
     batches = [batch_of(seed, extras=True) for seed in range(5)]
