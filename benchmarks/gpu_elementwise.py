@@ -23,9 +23,7 @@ _SHAPE, _TINY_SHAPE = (8, 4096, 32, 64), (1, 40, 2, 64)
 
 def _mix(ops: ModuleType, given: dict[str, Tensor], _: tuple[int, int]) -> Sequence[Tensor]:
     mixes = [x for name, x in given.items() if name.startswith("mix")]
-    starts = torch.zeros(given["x"].shape[:2], dtype=torch.bool, device=given["x"].device)
-    starts[:, ::97] = True
-    out: Sequence[Tensor] = ops.shift_mix(given["x"], given.get("last"), starts, mixes)
+    out: Sequence[Tensor] = ops.shift_mix(given["x"], None, given["starts"], mixes)
     return out
 
 
@@ -36,10 +34,11 @@ def _norm(ops: ModuleType, given: dict[str, Tensor], heads: tuple[int, int]) -> 
     return [ops.norm_gate(**by_head, g=given["g"], **weights, r_k=r_k, eps=64e-5)]
 
 
-# Of each: tensors [B, T, C] and weights [C]; the call; passes of B T C elements there and back.
+# Of each: tensors [B, T, C] (starts: [B, T]) and weights [C]; the call; passes of B T C elements,
+# there and back.
 _OPS: dict[str, tuple[Sequence[str], Sequence[str], Call, int]] = {
-    "six mixes": (("x",), [f"mix{m}" for m in range(6)], _mix, 15),
-    "one mix": (("x",), ("mix0",), _mix, 5),
+    "six mixes": (("x", "starts"), [f"mix{m}" for m in range(6)], _mix, 15),
+    "one mix": (("x", "starts"), ("mix0",), _mix, 5),
     "keys": (
         ("k", "w", "rate"),
         ("w0", "a0", "k_k", "k_a"),
@@ -66,7 +65,10 @@ def elementwise_cases(settings: argparse.Namespace) -> Iterator[Row]:
             worst, at, same = 0.0, "", True
             for shape in ((2, 1, 3, 64), (2, 17, 3, 64), (1, 300, 2, 64), (2, 50, 1, 128)):
                 inputs, grads = _draw(name, shape, dtype, settings)
-                wide = {key: x.detach().double().requires_grad_() for key, x in inputs.items()}
+                wide = {
+                    key: x.detach().double().requires_grad_() if x.requires_grad else x
+                    for key, x in inputs.items()
+                }
                 first = _run(call, fused, inputs, grads, shape)
                 if settings.launch_only:
                     continue
@@ -98,6 +100,8 @@ def _draw(
     wanted = dict.fromkeys(vectors, (batch, tokens, heads * size))
     wanted |= dict.fromkeys(weights, (heads * size,))
     inputs = {key: torch.randn(of, **at).to(dtype).requires_grad_() for key, of in wanted.items()}
+    if "starts" in inputs:
+        inputs["starts"] = torch.rand(batch, tokens, **at) < 0.01
     with torch.no_grad():
         outputs = call(elementwise, inputs, (heads, size))
     return inputs, [torch.randn(y.shape, **at).to(dtype) for y in outputs]
@@ -108,14 +112,13 @@ def _run(
 ) -> list[Tensor]:
     outputs = call(ops, inputs, shape[2:])
     grads = [grad.to(y.dtype) for grad, y in zip(grads, outputs, strict=True)]
-    found = torch.autograd.grad(outputs, list(inputs.values()), grads)
+    leaves = [x for x in inputs.values() if x.requires_grad]
+    found = torch.autograd.grad(outputs, leaves, grads)
     return [*(y.detach() for y in outputs), *found]
 
 
 def elementwise_section(settings: argparse.Namespace) -> Iterator[Row]:
-    """Compare the operators, then time forward and backward: by hand, plain, and compiled."""
-    yield from elementwise_cases(settings)
-    torch.use_deterministic_algorithms(False)
+    """Time forward and backward: by hand, plain, and compiled."""
     shape = _TINY_SHAPE if settings.tiny else _SHAPE
     on_gpu = settings.device == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32

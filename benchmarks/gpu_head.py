@@ -56,7 +56,6 @@ def _judged(
 
 def head(settings: argparse.Namespace) -> Iterator[Row]:
     """Compare and time the loss: the kernel and plain PyTorch, in chunks and with whole logits."""
-    yield from loss_cases(settings)
     tokens, width, vocab = (40, 16, 99) if settings.tiny else (32768, 2048, 65536)
     on_gpu = settings.device == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32

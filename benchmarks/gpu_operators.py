@@ -1,28 +1,28 @@
-"""Sections of ``gpu_check.py``: the kernels compiled, compared, watched and timed.
+"""Sections of ``gpu_check.py``: the WKV kernels compiled, compared and timed.
 
 B batch, T tokens, H heads, N head size.
 """
 
 import argparse
 import math
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from gpu_process import run_within
 from gpu_timing import Row, timed
 from torch import Tensor
 from torch.nn import functional as F
 
 from rwkvkit.ops import wkv5, wkv6, wkv7
 
-OPS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"wkv7": wkv7, "wkv6": wkv6, "wkv5": wkv5}
+Operator = Callable[..., tuple[Tensor, Tensor]]
+OPS: dict[str, Operator] = {"wkv7": wkv7, "wkv6": wkv6, "wkv5": wkv5}
+_KINDS = (("cuda", torch.bfloat16), ("cuda", torch.float16), ("precise", torch.float32))
+_GIVEN = ((), ("state",), ("state", "resets"), ("resets", "origin"))
 _LIMITS = {"cuda": 1e-2, "precise": 1e-4, "chunked": 1e-4}  # relative, in the root mean square
 _SHAPE, _TINY_SHAPE = (8, 4096, 64, 64), (1, 40, 2, 16)
-_SANITIZER = "/usr/local/cuda/bin/compute-sanitizer"
 _TARGETS_MS = {"wkv7": 4.0, "wkv6": 5.0}  # forward and backward on an H200
 
 
@@ -75,26 +75,30 @@ def _compare_all(
 ) -> Iterator[Row]:
     # Memory that nobody has written is NaN, so a result left out cannot pass.
     torch.use_deterministic_algorithms(True, warn_only=True)
+    kinds = _KINDS if settings.device == "cuda" else (("chunked", torch.float32),)
     for name in names:
-        for impl in ("cuda", "precise") if settings.device == "cuda" else ("chunked",):
+        for impl, dtype in kinds:
             for size in sizes:
+                what = f"{name} {impl} {str(dtype).removeprefix('torch.')} N{size}"
                 worst, at, same = 0.0, "", True
                 for tokens in lengths:
-                    for state, resets in ((False, False), (True, False), (True, True)):
-                        if tokens > 250 and not resets:
+                    for given in _GIVEN:
+                        if tokens > 250 and "resets" not in given:
                             continue  # the loop in float64 takes its time
-                        case = _case(name, impl, (2, tokens, 3, size), state, resets, settings)
+                        here = f"T {tokens} {' '.join(given)}"
+                        print(what, here, flush=True)  # what a fault came from
+                        case = _draw(name, (2, tokens, 3, size), dtype, given, settings.device)
                         first = _results(name, impl, case)
                         if settings.launch_only:
                             continue
                         second = _results(name, impl, case)
-                        want = _results(name, "naive", [_double(x) for x in case])
+                        want = _results(name, "naive", case.double())
                         same &= all(map(torch.equal, first, second))
                         error = max(map(error_of, first, want))
                         if not error <= worst:
-                            worst, at = error, f"T {tokens} state {state} resets {resets}"
+                            worst, at = error, here
                 yield {
-                    "what": f"{name} {impl} N{size}",
+                    "what": what,
                     "error": worst,
                     "worst_at": at,
                     "repeatable": same,
@@ -102,34 +106,56 @@ def _compare_all(
                 }
 
 
-def _case(
+@dataclass(frozen=True)
+class _Case:
+    """What an operator gets: inputs in its order, others by name; gradients of its results."""
+
+    inputs: list[Tensor]
+    others: dict[str, Tensor]
+    dy: Tensor
+    dfinal: Tensor | None = None
+
+    def double(self) -> "_Case":
+        """The same in float64."""
+
+        def wide(x: Tensor) -> Tensor:
+            return x.detach().double().requires_grad_() if x.is_floating_point() else x
+
+        return _Case(
+            [wide(x) for x in self.inputs],
+            {name: wide(x) for name, x in self.others.items()},
+            self.dy,
+            self.dfinal,
+        )
+
+
+def _draw(
     name: str,
-    impl: str,
     shape: tuple[int, int, int, int],
-    state: bool,
-    resets: bool,
-    settings: argparse.Namespace,
-) -> list[Tensor | None]:
-    """Inputs, state and resets in the operator's order, then gradients of y and the last state."""
+    dtype: torch.dtype,
+    given: tuple[str, ...],
+    device: str,
+) -> _Case:
     batch, tokens, heads, size = shape
-    dtype = torch.bfloat16 if impl == "cuda" else torch.float32
     generator = torch.Generator().manual_seed(tokens + size)
 
     def randn(*of: int) -> Tensor:
-        return torch.randn(*of, generator=generator)
+        return torch.randn(*of, generator=generator).to(device)
 
-    tensors: list[Tensor | None] = [
-        x.to(dtype) if x.dim() == 4 else x for x in inputs_of(name, shape, generator)
-    ]
-    square = (batch, heads, size, size)
-    tensors.append(randn(*square) if state else None)
+    vectors = (x.to(device) for x in inputs_of(name, shape, generator))
+    inputs = [(x.to(dtype) if x.dim() == 4 else x).requires_grad_() for x in vectors]
     starts = torch.rand(batch, tokens, generator=generator) < 0.06
-    tensors.append(starts if resets else None)
-    tensors += [randn(*shape).to(dtype), randn(*square)]
-    return [
-        None if x is None else x.to(settings.device).requires_grad_(x.is_floating_point())
-        for x in tensors
-    ]
+    others = {
+        "state": randn(batch, heads, size, size).requires_grad_(),
+        "resets": starts.to(device),
+        "origin": randn(heads, size, size).requires_grad_(),
+    }
+    return _Case(
+        inputs,
+        {key: others[key] for key in given},
+        randn(*shape).to(dtype),
+        randn(batch, heads, size, size),
+    )
 
 
 def inputs_of(
@@ -149,19 +175,15 @@ def inputs_of(
     return [r, k, v, log_w if name == "wkv6" else log_w[0, 0], randn(*shape[2:])]
 
 
-def _results(name: str, impl: str, case: list[Tensor | None]) -> list[Tensor]:
+def _results(name: str, impl: str, case: _Case) -> list[Tensor]:
     """The outputs, and the gradients of every input."""
-    *inputs, dy, dfinal = case
-    y, final = OPS[name](*inputs, impl=impl)
-    leaves = [x for x in inputs if x is not None and x.requires_grad]
-    gradients = torch.autograd.grad((y, final), leaves, (dy, dfinal.to(final.dtype)))
-    return [y.detach(), final.detach(), *gradients]
-
-
-def _double(x: Tensor | None) -> Tensor | None:
-    if x is None or not x.is_floating_point():
-        return x
-    return x.detach().double().requires_grad_()
+    y, final = OPS[name](*case.inputs, **case.others, impl=impl)
+    leaves = [x for x in (*case.inputs, *case.others.values()) if x.requires_grad]
+    outputs, gradients = [y], [case.dy.to(y.dtype)]
+    if case.dfinal is not None:
+        outputs.append(final)
+        gradients.append(case.dfinal.to(final.dtype))
+    return [*(x.detach() for x in outputs), *torch.autograd.grad(outputs, leaves, gradients)]
 
 
 def error_of(got: Tensor, want: Tensor) -> float:
@@ -172,59 +194,42 @@ def error_of(got: Tensor, want: Tensor) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def sanitizer(settings: argparse.Namespace) -> Iterator[Row]:
-    """Run the small cases under compute-sanitizer."""
-    script = Path(__file__).with_name("gpu_check.py")
-    program = shutil.which("compute-sanitizer") or shutil.which(_SANITIZER)
-    if program is None:
-        text = "not on PATH: CUDA toolkit has it"
-        yield {"what": "compute-sanitizer", "ok": False, "output": text}
-        return
-    small = [sys.executable, str(script), "--section", "small cases", "--launch-only"]
-    for tool in ("memcheck", "racecheck"):
-        command = [program, "--tool", tool, "--error-exitcode", "9", *small]
-        start = time.perf_counter()
-        # Within a segment of torch's allocator no access would be out of bounds.
-        done = run_within(settings.limit, command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-        row = {"what": tool, "seconds": time.perf_counter() - start, "ok": done.ok}
-        yield row if done.ok else row | {"output": done.said()}
-
-
 def operators(settings: argparse.Namespace) -> Iterator[Row]:
-    """Time forward and backward of each operator: kernels, fp32 kernels, portable, fla's."""
+    """Time forward and backward of each operator: kernels, fp32 kernels, portable, fla's.
+
+    The two kinds of kernels are compared with each other as well: many blocks, long sequences.
+    """
     shape = _TINY_SHAPE if settings.tiny else _SHAPE
     generator = torch.Generator(settings.device).manual_seed(0)
-    impls = ("cuda", "precise", "chunked") if settings.device == "cuda" else ("chunked",)
+    on_gpu = settings.device == "cuda"
+    impls = ("cuda", "precise", "chunked") if on_gpu else ("chunked",)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
     for name in OPS:
-        dtype = torch.bfloat16 if settings.device == "cuda" else torch.float32
-        inputs = [
-            (x.to(dtype) if x.dim() == 4 else x).requires_grad_()
-            for x in inputs_of(name, shape, generator)
-        ]
-        gradient = torch.randn(shape, generator=generator, device=settings.device).to(dtype)
+        vectors = inputs_of(name, shape, generator)
+        inputs = [(x.to(dtype) if x.dim() == 4 else x).requires_grad_() for x in vectors]
+        dy = torch.randn(shape, generator=generator, device=settings.device).to(dtype)
+        case = _Case(inputs, {}, dy)
         for impl in impls:
-            run = _pass(lambda *x, name=name, impl=impl: OPS[name](*x, impl=impl), inputs, gradient)
+            run = partial(_results, name, impl, case)
             row = {"what": f"{name} {impl}", **timed(run, settings)}
             target = _TARGETS_MS.get(name)
             if impl == "cuda" and target and not settings.tiny:
                 row["target_ms"] = target
             yield row
+        compared = (impls[0], "precise" if on_gpu else "naive")
+        error = max(map(error_of, *(_results(name, impl, case) for impl in compared)))
+        yield {"what": f"{name} {' against '.join(compared)}", "error": error, "ok": error < 1e-2}
         if run_fla := _fla(name):
-            found = timed(_pass(run_fla, inputs, gradient), settings)
-            yield {"what": f"{name} fla", **found, "ok": True}  # whether it runs is not our matter
+
+            def both(run_fla: Operator = run_fla, case: _Case = case) -> object:
+                y, _ = run_fla(*case.inputs)
+                return torch.autograd.grad(y, case.inputs, case.dy.to(y.dtype), allow_unused=True)
+
+            # Whether it runs is not our matter.
+            yield {"what": f"{name} fla", **timed(both, settings), "ok": True}
 
 
-def _pass(
-    operator: Callable[..., tuple[Tensor, Tensor]], inputs: list[Tensor], gradient: Tensor
-) -> Callable[[], object]:
-    def run() -> object:
-        y, _ = operator(*inputs)
-        return torch.autograd.grad(y, inputs, gradient.to(y.dtype), allow_unused=True)
-
-    return run
-
-
-def _fla(name: str) -> Callable[..., tuple[Tensor, Tensor]] | None:
+def _fla(name: str) -> Operator | None:
     """flash-linear-attention's chunked operator, where that package is."""
     try:
         from fla.ops.rwkv6 import chunk_rwkv6

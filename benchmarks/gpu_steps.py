@@ -5,6 +5,7 @@ import gc
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from gpu_timing import Row, timed
@@ -33,19 +34,39 @@ def compiled_steps(settings: argparse.Namespace) -> Iterator[Row]:
     return _all_steps(settings, compiled=True)
 
 
+@dataclass(frozen=True)
+class _Size:
+    n_layer: int
+    n_embd: int
+    samples: int
+    ctx_len: int
+    grad_cp: bool = False
+
+    def __str__(self) -> str:
+        return f"L{self.n_layer}-C{self.n_embd} b{self.samples} T{self.ctx_len}"
+
+
 def _all_steps(settings: argparse.Namespace, *, compiled: bool) -> Iterator[Row]:
     if settings.tiny:
-        sizes = [(2, 64, 2, 32, False)]
+        sizes = [_Size(2, 64, 2, 32)]
     elif compiled:  # one: compiling takes its time; half the batch: it keeps more than the kernels
-        sizes = [(24, 2048, 4, 4096, False)]
-    else:  # n_layer, n_embd, samples, ctx_len, grad_cp
-        sizes = [(12, 768, 16, 512, False), (24, 2048, 8, 4096, False), (32, 4096, 4, 4096, True)]
+        sizes = [_Size(24, 2048, 4, 4096)]
+    else:
+        sizes = [_Size(12, 768, 16, 512), _Size(24, 2048, 8, 4096), _Size(32, 4096, 4, 4096, True)]
     for size in sizes:
-        try:
-            yield _step(*size, compiled=compiled, settings=settings)
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}"[:400]
-            yield {"what": _size_name(*size[:4], compiled), "error": text, "ok": False}
+        row = _try(size, settings, compiled=compiled)
+        yield row
+        if "OutOfMemory" in row.get("error", ""):
+            yield _try(replace(size, samples=size.samples // 2), settings, compiled=compiled)
+
+
+def _try(size: _Size, settings: argparse.Namespace, *, compiled: bool) -> Row:
+    row: Row = {"what": f"{size} {'compiled' if compiled else 'by hand'}"}
+    try:
+        return row | _step(size, settings, compiled=compiled)
+    except Exception as error:
+        return row | {"error": f"{type(error).__name__}: {error}"[:400], "ok": False}
+    finally:
         gc.collect()  # an engine refers to itself
         if settings.device == "cuda":
             torch.cuda.empty_cache()
@@ -70,20 +91,7 @@ def random_model(
     return model
 
 
-def _size_name(n_layer: int, n_embd: int, samples: int, ctx_len: int, compiled: bool) -> str:
-    return f"L{n_layer}-C{n_embd} b{samples} T{ctx_len}" + (" compiled" if compiled else " by hand")
-
-
-def _step(
-    n_layer: int,
-    n_embd: int,
-    samples: int,
-    ctx_len: int,
-    grad_cp: bool,
-    *,
-    compiled: bool,
-    settings: argparse.Namespace,
-) -> Row:
+def _step(size: _Size, settings: argparse.Namespace, *, compiled: bool) -> Row:
     from rwkvkit.model.flops import train_flops
     from rwkvkit.train.batch import Batch
     from rwkvkit.train.config import TrainConfig
@@ -94,7 +102,8 @@ def _step(
     on_gpu = settings.device == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
     vocab = 99 if settings.tiny else 65536
-    config = ModelConfig(arch="x070", n_layer=n_layer, n_embd=n_embd, vocab_size=vocab)
+    samples, ctx_len, grad_cp = size.samples, size.ctx_len, size.grad_cp
+    config = ModelConfig(arch="x070", n_layer=size.n_layer, n_embd=size.n_embd, vocab_size=vocab)
     impl: Impl = "cuda" if on_gpu else "chunked"
     setup = Setup(config, samples, ctx_len, dtype, grad_cp, impl, fused=not compiled, on_gpu=on_gpu)
     memory = estimate_memory(setup)
@@ -124,8 +133,7 @@ def _step(
             model.loss(x, y).backward()
             return None
 
-    row: Row = {"what": _size_name(n_layer, n_embd, samples, ctx_len, compiled)}
-    row |= timed(run, settings)
+    row = timed(run, settings, ahead=False)
     if not row["ok"]:
         return row
     tokens_per_s = samples * ctx_len / row["ms"] * 1e3
@@ -136,7 +144,10 @@ def _step(
     if card:
         row["mfu"] = train_flops(config) * tokens_per_s / (card.tflops * 1e12)
         row["estimated_tokens_per_s"] = estimate_speed(setup, card, compiled=compiled)
-    row["breakdown_ms"] = _breakdown(run, on_gpu)
+    try:
+        row["breakdown_ms"] = _breakdown(run, on_gpu)
+    except Exception as error:  # the step has its time all the same
+        row["breakdown_ms"] = f"{type(error).__name__}: {error}"[:200]
     return row
 
 

@@ -90,10 +90,10 @@ def test_the_gpu_check_walks_without_a_gpu(tmp_path: Path) -> None:
         "head",
         "steps",
     )
-    for name in (*sections, "recorded steps"):
-        assert found[name]["ok"], found[name]
+    for name in (*sections, "correctness others", "recorded steps"):
+        assert found[name]["verdict"] == "ok", found[name]
         assert found[name]["rows"]
-    assert found["sanitizer"]["note"].startswith("not run")
+    assert found["sanitizer"]["verdict"] == "not run"
 
 
 def test_the_gpu_check_names_what_failed_and_what_is_missing(
@@ -103,16 +103,40 @@ def test_the_gpu_check_names_what_failed_and_what_is_missing(
     gpu_check = importlib.import_module("gpu_check")
     settings = argparse.Namespace(device="cpu", tiny=True, out=None, section=None)
     assert "KeyError: 'nothing'" in gpu_check._run("nothing", 60, settings)["note"]
-    assert gpu_check._run("steps", 1, settings)["note"] == "not run: the time was used up"
+    assert gpu_check._run("steps", 1, settings)["verdict"] == "time over"
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", shutil.which("false"))
         silent = gpu_check._run("steps", 60, settings)
-        assert not silent["ok"]
+        assert silent["verdict"] == "FAILED"
         assert silent["note"].startswith("exit code 1")
+        slow = tmp_path / "slow"
+        slow.write_text("#!/bin/sh\nsleep 60\n")
+        slow.chmod(0o755)
+        patch.setattr(sys, "executable", str(slow))
+        assert gpu_check._run("steps", 10, settings)["verdict"] == "time over"
     monkeypatch.setitem(gpu_check._NEEDED, "nowhere.to.be.found", "a-package")
     monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
     assert gpu_check.main() == 5
     assert "missing: a-package" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("faults", "kernels", "right"),
+    [(9, 0, [True, True]), (0, 0, [False, True]), (9, 9, [True, False])],
+)
+def test_a_sanitizer_that_sees_no_planted_fault_proves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: int, kernels: int, right: list[bool]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    stand_in = tmp_path / "compute-sanitizer"
+    case = f'case "$*" in *"planted faults"*) exit {faults};; *) exit {kernels};; esac'
+    stand_in.write_text(f"#!/bin/sh\n{case}\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    sanitizer = importlib.import_module("gpu_sanitizer").sanitizer
+    rows = list(sanitizer(argparse.Namespace(limit=60)))
+    assert [row["what"].partition(",")[0] for row in rows] == ["memcheck"] * 2 + ["racecheck"] * 2
+    assert [row["ok"] for row in rows] == right * 2
 
 
 def test_a_process_ends_with_its_children_when_its_time_is_over(

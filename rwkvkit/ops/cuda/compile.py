@@ -145,7 +145,7 @@ def toolkit_versions() -> tuple[str, ...]:
         core = metadata.version("cuda-core")
         bindings = metadata.version("cuda-bindings")
         import cuda.core  # noqa: F401
-    except (ImportError, RuntimeError, metadata.PackageNotFoundError) as error:
+    except (AttributeError, ImportError, RuntimeError, metadata.PackageNotFoundError) as error:
         raise SetupError(
             f"the CUDA kernels need NVIDIA's packages cuda-core and NVRTC: {error}",
             where="wkv",
