@@ -1,4 +1,4 @@
-"""The WKV recurrences of RWKV-5, 6 and 7: a plain loop (the truth) and a chunked form (fast)."""
+"""The WKV recurrences of RWKV-5, 6 and 7: a plain loop (the truth), a chunked form, and kernels."""
 
 from rwkvkit.ops.rwkv6 import wkv5, wkv6
 from rwkvkit.ops.rwkv7 import wkv7

@@ -21,20 +21,23 @@ def choose(wkv: str, device: torch.device, dtype: torch.dtype) -> Choice:
         device: of the logits.
         dtype: of the logits.
     """
-    obstacle = None
-    if device.type != "cuda":
-        obstacle = f"the device is {device.type}"
-    elif wkv in ("chunked", "naive"):
-        obstacle = f"wkv {wkv} does without kernels"
-    elif dtype not in (torch.bfloat16, torch.float16):
-        obstacle = f"its kernel is for bf16 and fp16, not {str(dtype).removeprefix('torch.')}"
-    elif obstacle := kernel_obstacle(device):
-        pass
-    elif too_old_for(device, dtype):
-        obstacle = "its kernel begins with sm_80, for fp16 with sm_75"
-    if obstacle:
+    if obstacle := _obstacle(wkv, device, dtype):
         return Choice("plain", f"cross entropy plain: PyTorch, {obstacle}")
     return Choice("cuda", "cross entropy cuda: one kernel, also for its gradient")
+
+
+def _obstacle(wkv: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    if wkv in ("chunked", "naive"):
+        return f"wkv {wkv} does without kernels"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"its kernel is for bf16 and fp16, not {str(dtype).removeprefix('torch.')}"
+    if obstacle := kernel_obstacle(device):
+        return obstacle
+    if too_old_for(device, dtype):
+        return "its kernel begins with sm_80, for fp16 with sm_75"
+    return None
 
 
 def judge(

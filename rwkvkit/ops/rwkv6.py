@@ -79,7 +79,7 @@ def wkv6(
         return _kernels(r, k, v, log_w, u, state, resets, origin, choice.impl)
     run = _naive if choice.impl == "naive" else _chunked
     log_w = log_w.expand(-1 if log_w.dim() == 4 else 1, tokens, heads, size)
-    with torch.autocast(r.device.type, enabled=False):
+    with inputs.no_autocast(r.device):
         y, final = run(
             r.to(dtype),
             k.to(dtype),

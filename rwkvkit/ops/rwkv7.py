@@ -76,7 +76,7 @@ def wkv7(
     if choice.impl in ("cuda", "precise"):
         return _kernels(tuple(vectors.values()), state, resets, origin, choice.impl, dtype)
     run = _naive if choice.impl == "naive" else _chunked
-    with torch.autocast(r.device.type, enabled=False):
+    with inputs.no_autocast(r.device):
         y, final = run(
             r.to(dtype),
             log_w.to(dtype),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkvkit.ops.cuda.compile import ARCHITECTURES, Program, compile_program, toolkit_versions
+from rwkvkit.ops.cuda.compile import Program, compile_program, toolkit_versions
 from rwkvkit.ops.cuda.cross_entropy import programs as cross_entropy_programs
 from rwkvkit.ops.cuda.elementwise_kernels import programs as elementwise_programs
 from rwkvkit.ops.cuda.wkv6_kernels import programs as wkv6_programs
@@ -25,6 +25,8 @@ PROGRAMS: dict[str, Program] = {
     **elementwise_programs(),
 }
 
+# Any other from sm_80 on compiles just as well.
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 # Shared memory that a block can have, in bytes, and the kernels that are not for all of them.
 SHARED = dict(zip(ARCHITECTURES, (166912, 101376, 101376, 232448, 232448, 101376), strict=True))
 SHARED["sm_75"] = 65536

@@ -134,6 +134,15 @@ def test_autocast_does_not_reach_the_recurrence(op, impl):
 
 
 @EACH_OP
+@EACH_IMPL
+def test_tensors_without_data_have_the_shapes(op, impl):
+    shape = (2, 20, 3, 8)
+    want = OPS[op](*inputs(op, shape), impl=impl)
+    got = OPS[op](*(x.detach().to("meta") for x in inputs(op, shape)), impl=impl)
+    assert [(x.shape, x.dtype) for x in got] == [(x.shape, x.dtype) for x in want]
+
+
+@EACH_OP
 def test_auto_is_the_loop_for_one_token(op):
     args = inputs(op, (2, 1, 2, 8), dtype=torch.float32)
     assert torch.equal(OPS[op](*args)[0], OPS[op](*args, impl="naive")[0])

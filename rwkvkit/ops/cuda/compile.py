@@ -21,12 +21,6 @@ from rwkvkit import files
 from rwkvkit.errors import SetupError
 from rwkvkit.resources import bundled
 
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
-"""Those that the tests compile for; any other from sm_80 on compiles just as well.
-
-So does sm_75, for the programs in fp32, and in fp16 but for WKV6's and WKV7's at N = 128.
-"""
-
 _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
 _POLICY = "fewer blocks rather than spills"  # counts among what decides a binary
 _OPTIONS = {"std": "c++17", "use_fast_math": True, "ptxas_options": ["-v"]}

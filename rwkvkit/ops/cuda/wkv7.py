@@ -164,8 +164,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     *vectors, state, origin, resets, precise, _ = inputs
     ctx.save_for_backward(*vectors, origin, resets, output[2])
     ctx.precise = precise
-    ctx.wants = (state is not None, origin is not None and resets is not None)
-    ctx.has_origin = origin is not None
+    ctx.wants = (state is not None, origin is not None)
     ctx.set_materialize_grads(False)
 
 
@@ -179,12 +178,10 @@ def _backward(
     *gradients, dstate, dorigin = wkv7_backward(
         *vectors, dy, origin, resets, checkpoints, dfinal, ctx.precise, want_state, want_origin
     )
-    if ctx.has_origin and not want_origin:
-        dorigin = torch.zeros_like(origin)
     return (
         *gradients,
         dstate if want_state else None,
-        dorigin if ctx.has_origin else None,
+        dorigin if want_origin else None,
         None,
         None,
         None,
