@@ -29,6 +29,7 @@ class Filter(TextStage):
     """Leave out documents that break a rule; the manifest counts them."""
 
     key: ClassVar[str] = "filter"
+    version: ClassVar[int] = 2  # 1 took a share of repeated lines just at its limit for a larger one
 
     min_chars: Count | None = None
     """Characters a document has at least."""
@@ -111,4 +112,4 @@ def share_of_letters(text: str) -> float:
 def share_of_repeated_lines(text: str) -> float:
     """Return which share of the lines that are not blank stood before; 0 of none."""
     lines = [line for line in map(str.strip, text.splitlines()) if line]
-    return 1 - len(set(lines)) / len(lines) if lines else 0.0
+    return (len(lines) - len(set(lines))) / len(lines) if lines else 0.0

@@ -20,6 +20,7 @@ from rwkvkit.data.stages import Encode, Read
         ({"min_letters": 0.9}, "हिन्दी भाषा", "|||| ===="),
         ({"min_letters": 0.1}, "x", " \n"),
         ({"max_repeated_lines": 0.4}, "a\nb\na\n\n\n", "a\nb\n a \nb"),
+        ({"max_repeated_lines": 0.3}, "\n".join("abcdefgaaa"), "\n".join("abcdefaaaa")),
         ({"min_chars": 2, "require": "b"}, "ab", "aa"),
     ],
 )
