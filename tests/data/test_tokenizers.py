@@ -8,7 +8,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from rwkvkit import open_binidx
 from rwkvkit.data.build import Build
 from rwkvkit.data.describe import describe_binidx
-from rwkvkit.data.stages import Encode, Plan, Read, WriteBinidx
+from rwkvkit.data.stages import Encode, Plan, Read, Split, WriteBinidx
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
 from rwkvkit.tokenizer.world import WorldTokenizer
@@ -79,6 +79,15 @@ def test_a_wide_vocabulary_from_text_to_samples(build, jsonl, tmp_path, wide):
         SampleReader(data, manifest.plan.magic_prime, 4, vocab_size=WIDE).read(
             start=1, count=manifest.plan.magic_prime
         )
+
+
+def test_a_validation_part_is_of_the_vocabulary_of_the_whole(jsonl, tmp_path, wide):
+    read = Read.model_validate(Read.expand(jsonl("a.jsonl", [f"z{'a' * i}" for i in range(40)])))
+    prefix = tmp_path / "out" / "data"
+    chain = [read, Encode(tokenizer=wide), Split(validation=0.3), WriteBinidx(prefix=str(prefix))]
+    Build(chain, seed=1, ctx_len=4).run(workers=1)
+    told = describe_binidx(prefix.with_name("data-val"))
+    assert told["first"][0]["text"].startswith(f"{WIDE} ")
 
 
 def test_another_end_changes_the_dataset(build, jsonl, wide):
