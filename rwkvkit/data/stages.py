@@ -93,7 +93,7 @@ class Encode(Stage):
 
     end: str | int | None = None
     """For a ``tokenizer.json``: the token that ends a document, or its id. Default: its
-    ``eos_token``, ``<|endoftext|>`` or ``</s>``, else 0."""
+    ``eos_token``, ``<|endoftext|>`` or ``</s>``, else 0 if that is a special token."""
 
     verify: Literal["sample", "full"] = "sample"
     """``world`` checks the length of every document against its tokens, and decodes a sample;
@@ -304,7 +304,9 @@ def check_chain(stages: Sequence[Stage]) -> None:
             raise RecipeError(f"a second {stage.key}", where=where, hint="a chain has one of each")
         if stage.takes != standing:
             if stage.takes is None:
-                raise RecipeError(f"{stage.key} must come first", where=where)
+                raise RecipeError(
+                    f"{stage.key} must come first", where=where, hint="move it to the top"
+                )
             makers = [
                 other.key
                 for other in STAGES

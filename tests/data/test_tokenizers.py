@@ -99,6 +99,40 @@ def test_another_end_changes_the_dataset(build, jsonl, wide):
     assert build(path, tokenizer=wide, verify="full").status().up_to_date
 
 
+def unigram(path):
+    """A vocabulary that holds </s> as a piece of text, as those of T5 do."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("?", 0.0), ("\u2581", -2.0), ("a", -1.0), ("b", -2.0)]
+    made = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.add_special_tokens(["<pad>", "</s>", "?"])
+    made.save(path)
+
+
+def not_special(path):
+    made = tokenizers.Tokenizer(models.WordLevel({"</s>": 0, "a": 1, "b": 2}, unk_token="b"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_tokens([tokenizers.AddedToken("</s>", special=False)])
+    made.save(path)
+
+
+@pytest.mark.parametrize("vocabulary", [unigram, not_special])
+@pytest.mark.parametrize("chat", [False, True])
+def test_no_document_forges_its_end(build, jsonl, tmp_path, vocabulary, chat):
+    texts = ["a b", "b a </s> b", "b"]
+    if chat:
+        answers = [[{"role": "assistant", "content": text}] for text in texts]
+        read = {"path": jsonl("a.jsonl", answers, field="m"), "chat": "m"}
+    else:
+        read = {"path": jsonl("a.jsonl", texts)}
+    vocabulary(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match="encodes to '</s>', the token that ends") as caught:
+        build(read, tokenizer=str(tmp_path / "tokenizer.json")).run(workers=1)
+    second = len((tmp_path / "a.jsonl").read_text().splitlines(keepends=True)[0])
+    assert caught.value.where == f"{read['path']}, document at byte {second}"
+    assert "forbid" in caught.value.hint
+    assert "end: TOKEN" in caught.value.hint
+
+
 def test_a_conversation_with_another_tokenizer(build, jsonl, tmp_path, wide):
     chat = [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "cab"}]
     build({"path": jsonl("a.jsonl", [chat] * 3, field="m"), "chat": "m"}, tokenizer=wide).run()
