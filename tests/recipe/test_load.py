@@ -85,6 +85,13 @@ def test_one_mistake(recipe: Path, old: str, new: str, place: str, message: str)
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("more", ["", "data: x\n"])
+def test_an_empty_prepare_list(recipe: Path, more: str) -> None:
+    recipe.write_text(f"name: demo\nctx_len: 4\nprepare: []\n{more}")
+    with pytest.raises(RecipeError, match=":3:10  prepare: list should have at least 1 item"):
+        load_recipe(str(recipe))
+
+
 def test_all_mistakes_at_once(recipe: Path) -> None:
     text = GOOD.replace("field", "feild").replace("epochs: 3", "epochs: x").replace("name", "nme")
     recipe.write_text(text)
