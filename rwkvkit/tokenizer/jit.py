@@ -29,8 +29,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         made = numba.njit(nogil=True, boundscheck=False, cache=True)(function)
     except (RuntimeError, OSError):  # no writable cache folder, or no source files
         return numba.njit(nogil=True, boundscheck=False)(function)
-    if hasattr(made, "stats"):  # else NUMBA_DISABLE_JIT is set
-        _remove_others(Path(made.stats.cache_path), f"{path.stem}.{name}", stamp)
+    # A function without such figures is a plain one: NUMBA_DISABLE_JIT is set.
+    if hasattr(made, "stats") and (folder := made.stats.cache_path):
+        _remove_others(Path(folder), f"{path.stem}.{name}", stamp)
     return made
 
 

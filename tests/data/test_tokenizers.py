@@ -1,5 +1,7 @@
 """Builds with other tokenizers than World, and the round trip that each build checks."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tokenizers
@@ -7,8 +9,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from rwkvkit import open_binidx
 from rwkvkit.data.build import Build
+from rwkvkit.data.chunks import task_chunks
 from rwkvkit.data.describe import describe_binidx
 from rwkvkit.data.stages import Encode, Plan, Read, Split, WriteBinidx
+from rwkvkit.data.tasks import make_tasks
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
 from rwkvkit.tokenizer.world import WorldTokenizer
@@ -131,6 +135,33 @@ def test_no_document_forges_its_end(build, jsonl, tmp_path, vocabulary, chat):
     assert caught.value.where == f"{read['path']}, document at byte {second}"
     assert "forbid" in caught.value.hint
     assert "end: TOKEN" in caught.value.hint
+
+
+def test_another_state_of_the_file_is_another_tokenizer(build, jsonl, tmp_path, wide):
+    """A process that goes on reads a changed file anew; one build is of one state."""
+    path = jsonl("a.jsonl", ["abc abc abc"])
+    build(path, tokenizer=wide).run(workers=1)
+    made = build(path, tokenizer=wide)
+    made._chain.work.load()
+    assert made.status().up_to_date
+    old = Path(wide).read_text(encoding="utf-8")
+    Path(wide).write_text(old.replace('"a": 5', '"a": 90'), encoding="utf-8")
+    assert made.status().reason.startswith("vocabulary ")
+    inputs = made._inputs()
+    [chunk] = task_chunks(make_tasks(inputs)[0], 1 << 20, {})
+    with pytest.raises(DataError, match="the vocabulary changed while the build ran") as caught:
+        made._chain.work(chunk)
+    assert caught.value.where == wide
+    assert caught.value.hint
+    made.run(workers=1)
+    assert open_binidx(tmp_path / "out" / "data")[0][0] == 90
+
+
+def test_the_ending_token_follows_the_file_that_names_it(build, jsonl, tmp_path, wide):
+    path = jsonl("a.jsonl", ["abc abc abc"])
+    build(path, tokenizer=wide).run(workers=1)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "z"}')
+    assert build(path, tokenizer=wide).status().reason == f"end 0 -> {WIDE}"
 
 
 def test_a_conversation_with_another_tokenizer(build, jsonl, tmp_path, wide):
