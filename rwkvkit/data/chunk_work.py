@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rwkvkit.data.chunks import Chunk
 from rwkvkit.data.documents import Documents, Reject, read_chunk
 from rwkvkit.data.filters import Filter
-from rwkvkit.data.forms import Field
+from rwkvkit.data.forms import Column
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.order import in_fraction
 from rwkvkit.data.readers import read_file_chunk
@@ -95,7 +95,7 @@ class ChunkWork:
         return (
             file.format == "jsonl"
             and not file.has_own_reader
-            and isinstance(file.form, Field)
+            and isinstance(file.form, Column)
             and isinstance(self._encode.load(), WorldTokenizer)
             and not self._text_stages
         )

@@ -301,10 +301,6 @@ def check_chain(stages: Sequence[Stage]) -> None:
         if not stage.repeatable and any(type(other) is type(stage) for other in stages[:i]):
             raise RecipeError(f"a second {stage.key}", where=where, hint="a chain has one of each")
         if stage.takes != standing:
-            if stage.takes is None:
-                raise RecipeError(
-                    f"{stage.key} must come first", where=where, hint="move it to the top"
-                )
             makers = [
                 other.key
                 for other in STAGES

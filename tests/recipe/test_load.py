@@ -71,6 +71,7 @@ def test_a_good_one(recipe: Path) -> None:
         ("model:", "modle:", "12:1", "did you mean 'model'?"),
         ("  - encode: world", "  - encode: [1]", "8:", "prepare[1].encode"),
         ("  - plan", "  - 7", "11:5", "should be one stage"),
+        ("- {path", "- {path: c.jsonl, chat: ''}\n      - {path", "5:31", "at least 1 character"),
         ("name: demo", "name: demo\ndata: x", "", "give one of them"),
         ("1e-5}", "1e-5, my_exit_tokens: 5, total_steps: 5}", "13:8", "both end the run"),
     ],
