@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from rwkvkit import files
 from rwkvkit.data.binidx import Binidx, open_binidx
+from rwkvkit.data.contents import length_histogram
 from rwkvkit.data.manifest import Manifest, read_manifest
 from rwkvkit.errors import DataError
 
@@ -135,11 +136,8 @@ def _draw(data: Binidx, path: Path) -> None:
 
 
 def _draw_lengths(axes: "Axes", data: Binidx) -> None:
-    _, powers = np.frexp(data.sizes.astype(np.float64))  # 2**(power - 1) <= size < 2**power
-    counts = np.bincount(powers)
-    filled = np.flatnonzero(counts)
-    shown = np.arange(filled[0], filled[-1] + 1)
-    axes.bar(shown - 0.5, counts[shown], width=0.9)
+    shown, counts = length_histogram(data.sizes)
+    axes.bar(shown - 0.5, counts, width=0.9)
     axes.set_xticks(shown - 1, [f"{2 ** int(power) // 2}" for power in shown], rotation=60)
     axes.set_title("documents by tokens")
 

@@ -17,9 +17,9 @@ if the assistant speaks last.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from rwkvkit.config import Config
 from rwkvkit.data.forms import (
@@ -45,6 +45,7 @@ _ROLES = {
     "model": "Assistant",
 }
 _KEYS = (("role", "content"), ("from", "value"))
+_Name = Annotated[str, Field(min_length=1)]
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
@@ -55,13 +56,13 @@ class Chat(Config):
     templates over columns, such as ``"{instruction} {input}"``.
     """
 
-    messages: str | None = None
+    messages: _Name | None = None
     """The field with the list; a message is `role` and `content`, or `from` and `value`."""
 
-    prompt: str | None = None
+    prompt: _Name | None = None
     """Instead of messages: what the user says."""
 
-    response: str | None = None
+    response: _Name | None = None
     """What the assistant answers to the prompt."""
 
     system: str | None = None

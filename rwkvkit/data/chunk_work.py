@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rwkvkit.data.chunks import Chunk
 from rwkvkit.data.documents import Documents, Reject, read_chunk
 from rwkvkit.data.filters import Filter
-from rwkvkit.data.forms import Field
+from rwkvkit.data.forms import Column
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.order import in_fraction
 from rwkvkit.data.readers import read_file_chunk
@@ -73,6 +73,7 @@ class ChunkWork:
         self.masked = read.masked
         self._fractions = [source.fraction for source in read.sources]
         self._seed = seed
+        self._vocabulary: str | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -82,17 +83,19 @@ class ChunkWork:
     def load(self) -> None:
         """Load what the work needs, so that what is wrong with it is said before any work.
 
+        From then on the work is for this vocabulary, wherever it goes.
+
         Raises:
             DataError, SetupError: the vocabulary is damaged or missing.
         """
-        self._encode.load()
+        self._vocabulary = self._encode.load().fingerprint
 
     def is_compiled(self, file: InputFile) -> bool:
         """Return whether nearly all of the work on a file happens in compiled loops."""
         return (
             file.format == "jsonl"
             and not file.has_own_reader
-            and isinstance(file.form, Field)
+            and isinstance(file.form, Column)
             and isinstance(self._encode.load(), WorldTokenizer)
             and not self._text_stages
         )
@@ -101,7 +104,8 @@ class ChunkWork:
         """Encode the documents of a chunk.
 
         Raises:
-            DataError: a file cannot be read, or a document is too long for the index.
+            DataError: a file cannot be read, a document is too long for the index, or the
+                vocabulary is not the one that ``load`` found.
         """
         read = read_file_chunk if chunk.files[0].has_own_reader else read_chunk
         documents = read(chunk, skip_bad=self.skip_bad)
@@ -114,6 +118,12 @@ class ChunkWork:
             documents, dropped = run_stage(stage, documents, chunk.files[0].name)
             n_filtered += dropped
         tokenizer = self._encode.load()
+        if self._vocabulary not in (None, tokenizer.fingerprint):
+            raise DataError(
+                "the vocabulary changed while the build ran",
+                where=self._encode.file or self._encode.tokenizer,
+                hint="run it again",
+            )
         tokens, sizes = tokenizer.encode_segments(documents.joined())
         mask: NDArray[np.uint8] | None = None
         if documents.marks is not None:

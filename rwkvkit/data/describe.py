@@ -7,8 +7,16 @@ import numpy as np
 
 from rwkvkit import files
 from rwkvkit.data.binidx import Binidx, bin_path, idx_path, mask_path, open_binidx
-from rwkvkit.data.manifest import manifest_path, read_manifest
+from rwkvkit.data.contents import (
+    check_tokens,
+    largest_id,
+    length_histogram,
+    manifest_of,
+    tokenizer_of,
+)
+from rwkvkit.data.manifest import Manifest, manifest_path
 from rwkvkit.errors import DataError
+from rwkvkit.tokenizer.text import Tokenizer
 from rwkvkit.tokenizer.world import WorldTokenizer
 
 _BLOCK = 4 << 20  # tokens
@@ -20,7 +28,8 @@ def describe_binidx(prefix: str | Path) -> dict[str, Any]:
     """Read a binidx through, check it, and return what it holds, ready for JSON.
 
     Checked are the index against the data, the range of every token, and, if there is a manifest,
-    the hashes of the files.
+    the hashes of the files. The validation part of a dataset has that of the whole. Without one
+    the vocabulary is taken to be that of World.
 
     Args:
         prefix: path of the pair, with or without suffix.
@@ -33,18 +42,19 @@ def describe_binidx(prefix: str | Path) -> dict[str, Any]:
         the beginning of its ``text``, with a mask also ``counted``, what of it counts in the loss
         (ids stand for the text where the vocabulary is not that of World);
         ``masked``: ``counted``, how many tokens count in the loss, and their ``share``, or None;
-        ``verified``: what was checked, in words; ``manifest``: its ``prepare``, ``plan``,
-        ``inputs`` (their number) and ``rejected``, or None.
+        ``verified``: what was checked, in words; ``manifest``: its ``prepare``, ``plan`` (None for
+        a validation part), ``inputs`` (their number) and ``rejected``, or None.
 
     Raises:
         DataError: anything of it is wrong.
     """
     data = open_binidx(prefix)
     data.verify()
-    manifest = _checked_manifest(Path(data.prefix))
-    vocab_size = _vocab_size(manifest)
-    tokenizer = None if vocab_size else WorldTokenizer()
-    _check_range(data, tokenizer.max_id if tokenizer else vocab_size - 1)
+    manifest = manifest_of(Path(data.prefix))
+    if manifest:
+        _check_files(Path(data.prefix), manifest)
+    tokenizer, max_id = _vocabulary(manifest)
+    check_tokens(data, max_id, "the file is damaged, or made with another vocabulary")
     verified = ["index agrees with data", "every token in range"]
     if manifest:
         verified.append("files agree with the manifest")
@@ -60,32 +70,20 @@ def describe_binidx(prefix: str | Path) -> dict[str, Any]:
         "last": [_sample(data, i, tokenizer) for i in tail],
         "masked": _masked(data),
         "verified": verified,
-        "manifest": manifest,
+        "manifest": _told(manifest, Path(data.prefix)) if manifest else None,
     }
 
 
-def _vocab_size(manifest: dict[str, Any] | None) -> int:
-    """Return how many ids the vocabulary has if it is not the World vocabulary, else 0."""
-    records = manifest["prepare"] if manifest else []
-    return max((record["settings"].get("vocab_size", 0) for record in records), default=0)
-
-
-def _check_range(data: Binidx, max_id: int) -> None:
-    for start in range(0, data.n_tokens, _BLOCK):
-        block = data.tokens(start, min(_BLOCK, data.n_tokens - start))
-        wrong = np.flatnonzero((block < 0) | (block > max_id))
-        if wrong.size:
-            raise DataError(
-                f"token {start + wrong[0]} is {block[wrong[0]]}, not in 0..{max_id}",
-                where=f"{data.prefix}.bin",
-                hint="the file is damaged, or made with another vocabulary",
-            )
-
-
-def _checked_manifest(prefix: Path) -> dict[str, Any] | None:
-    manifest = read_manifest(prefix)
+def _vocabulary(manifest: Manifest | None) -> tuple[Tokenizer | None, int]:
+    """Return the tokenizer, None if it is not that of World, and the largest id it can give."""
     if manifest is None:
-        return None
+        world = WorldTokenizer()
+        return world, world.max_id
+    tokenizer = tokenizer_of(manifest)
+    return tokenizer, tokenizer.max_id if tokenizer else largest_id(manifest)
+
+
+def _check_files(prefix: Path, manifest: Manifest) -> None:
     paths = [bin_path(prefix), idx_path(prefix)]
     known = {output.path: output.sha256 for output in manifest.outputs}
     if mask_path(prefix).exists() or mask_path(prefix).name in known:
@@ -93,13 +91,17 @@ def _checked_manifest(prefix: Path) -> dict[str, Any] | None:
     for path in paths:
         if known.get(path.name) != files.sha256(path):
             raise DataError(
-                f"not the file that {manifest_path(prefix).name} describes",
+                "not the file that the manifest describes",
                 where=str(path),
                 hint="it was changed or damaged: build it again",
             )
+
+
+def _told(manifest: Manifest, prefix: Path) -> dict[str, Any]:
+    plan = manifest.plan if manifest_path(prefix).exists() else None  # else it is for the whole
     return {
         "prepare": [record.model_dump(mode="json") for record in manifest.prepare],
-        "plan": manifest.plan.model_dump(mode="json") if manifest.plan else None,
+        "plan": plan.model_dump(mode="json") if plan else None,
         "inputs": len(manifest.inputs),
         "rejected": manifest.rejected,
     }
@@ -120,15 +122,10 @@ def _lengths(data: Binidx) -> dict[str, float]:
 
 
 def _histogram(data: Binidx) -> list[dict[str, int]]:
-    """Count documents by length, in powers of two, without empty ends."""
-    _, powers = np.frexp(data.sizes.astype(np.float64))  # 2**(power - 1) <= size < 2**power
-    counts = np.bincount(powers)
-    filled = np.flatnonzero(counts)
-    if not filled.size:
-        return []
+    powers, counts = length_histogram(data.sizes)
     return [
-        {"from": 2**power // 2, "to": 2**power, "documents": int(counts[power])}
-        for power in range(int(filled[0]), int(filled[-1]) + 1)
+        {"from": 2**power // 2, "to": 2**power, "documents": count}
+        for power, count in zip(powers.tolist(), counts.tolist(), strict=True)
     ]
 
 
@@ -141,7 +138,7 @@ def _masked(data: Binidx) -> dict[str, float] | None:
     return {"counted": counted, "share": counted / max(data.n_tokens, 1)}
 
 
-def _sample(data: Binidx, i: int, tokenizer: WorldTokenizer | None) -> dict[str, Any]:
+def _sample(data: Binidx, i: int, tokenizer: Tokenizer | None) -> dict[str, Any]:
     tokens = data[i]
     shown = tokens[:_SAMPLE_TOKENS]
     text = tokenizer.decode(shown) if tokenizer else " ".join(map(str, shown))

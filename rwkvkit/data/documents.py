@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rwkvkit.data.chat import ChatForm
 from rwkvkit.data.chunks import Chunk, decompressed, opened
-from rwkvkit.data.forms import SEAM, BadLine, Field, Form, Text, json_type
+from rwkvkit.data.forms import SEAM, BadLine, Column, Form, Text, json_type
 from rwkvkit.data.scan import Scan
 
 _NEWLINE = re.compile(rb"\r\n?|\n")
@@ -160,7 +160,7 @@ def strict_document(line: bytes, form: Form) -> Text | None:
 def _read_lines(data: bytes, chunk: Chunk, skip_bad: bool) -> Documents:
     lone_returns = b"\r" in data and data.count(b"\r") > data.count(b"\r\n")
     form = chunk.files[0].form
-    if isinstance(form, Field) and not lone_returns:
+    if isinstance(form, Column) and not lone_returns:
         found = _scan_lines(data, chunk, form, skip_bad)
         if found is not None:
             return found
@@ -180,7 +180,7 @@ def _read_lines(data: bytes, chunk: Chunk, skip_bad: bool) -> Documents:
     return found
 
 
-def _scan_lines(data: bytes, chunk: Chunk, form: Field, skip_bad: bool) -> Documents | None:
+def _scan_lines(data: bytes, chunk: Chunk, form: Column, skip_bad: bool) -> Documents | None:
     """Read lines the fast way; None if too many are odd for it."""
     scan = Scan(data, form.name)
     found = Documents()

@@ -48,7 +48,7 @@ class Form(Protocol):
 
 
 @dataclass(frozen=True)
-class Field:
+class Column:
     """A column that is the text.
 
     Attributes:
@@ -123,9 +123,9 @@ class Template:
         )
 
 
-def field_or_template(text: str, key: str) -> Field | Template:
+def field_or_template(text: str, key: str) -> Column | Template:
     """Return a template where ``text`` holds a brace, else the column of that name."""
-    return Template(text, key) if "{" in text or "}" in text else Field(text, key)
+    return Template(text, key) if "{" in text or "}" in text else Column(text, key)
 
 
 def string_column(record: Mapping[str, Any], name: str, key: str) -> str:

@@ -29,7 +29,8 @@ def check_round_trip(
 
     With the World tokenizer the bytes of the tokens of every document must sum up to its own, and
     the beginning of one document in the chunk is decoded. A ``tokenizer.json`` may change text
-    before it encodes, so its documents are compared only if ``full``.
+    before it encodes, so its documents are compared only if ``full``; but none may hold the token
+    that ends documents.
 
     Args:
         tokenizer: what encoded them.
@@ -40,12 +41,23 @@ def check_round_trip(
         full: decode all of every document.
 
     Raises:
-        DataError: a document does not come back; it is named.
+        DataError: a document does not come back, or seems to end before its end; it is named.
     """
     if not len(sizes):
         return
     starts = np.cumsum(sizes) - sizes
     if isinstance(tokenizer, HuggingFaceTokenizer):
+        ends = np.flatnonzero(tokens == tokenizer.end_id)
+        stops = starts + sizes - 1
+        if len(ends) > len(stops):
+            i = int(np.searchsorted(stops, np.setdiff1d(ends, stops)[0]))
+            raise DataError(
+                f"the text of this document encodes to {tokenizer.end_token!r}, "
+                "the token that ends documents",
+                where=_place(documents, i, chunk),
+                hint="leave such documents out with filter: {forbid: REGEX}, change their text in "
+                "a stage of your own, or name another token: encode: {tokenizer: FILE, end: TOKEN}",
+            )
         for i in range(len(sizes)) if full else ():
             own = tokens[starts[i] : starts[i] + sizes[i] - 1]
             if tokenizer.decode(own).encode() != _content(documents, i):
@@ -72,13 +84,17 @@ def _content(documents: Documents, i: int) -> bytes:
 
 
 def _failed(documents: Documents, i: int, chunk: Chunk) -> DataError:
-    file = chunk.files[int(documents.files[i]) - chunk.first_file]
-    unit = "byte" if file.format in ("jsonl", "text") else "row"
     return DataError(
         "the tokens of this document do not give back its text",
-        where=f"{file.name}, document at {unit} {documents.offsets[i]}",
+        where=_place(documents, i, chunk),
         hint="the tokenizer changes text, or its files are damaged",
     )
+
+
+def _place(documents: Documents, i: int, chunk: Chunk) -> str:
+    file = chunk.files[int(documents.files[i]) - chunk.first_file]
+    unit = "byte" if file.format in ("jsonl", "text") else "row"
+    return f"{file.name}, document at {unit} {documents.offsets[i]}"
 
 
 @compiled

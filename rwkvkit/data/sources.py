@@ -6,8 +6,7 @@ from pydantic import Field, model_validator
 
 from rwkvkit.config import Config
 from rwkvkit.data.chat import Chat, ChatForm, Loss
-from rwkvkit.data.forms import Field as OneField
-from rwkvkit.data.forms import Form, Template
+from rwkvkit.data.forms import Column, Form, Template
 
 Format = Literal["jsonl", "text", "parquet", "arrow"]
 
@@ -69,11 +68,11 @@ class Source(Config):
     chat: Chat | None = None
     """Instead of a field: the line is a conversation; a bare name is that of its messages."""
 
-    loss: Literal["all", "assistant", "none"] | None = None
+    loss: Loss | None = None
     """Which tokens count in the loss: ``assistant`` for a chat, else ``all``, unless given. If any
     source has another value than ``all``, the dataset has a mask."""
 
-    format: Literal["jsonl", "text", "parquet", "arrow"] | None = None
+    format: Format | None = None
     """``jsonl``: a JSON object a line; ``text``: a document a file; ``parquet`` and ``arrow``: a
     row of the table. Default: by the suffix."""
 
@@ -117,7 +116,7 @@ class Source(Config):
         """What it makes of a line."""
         if self.chat is not None:
             return ChatForm(self.chat, self.loss or "assistant")
-        return OneField(self.field) if self.template is None else Template(self.template)
+        return Column(self.field) if self.template is None else Template(self.template)
 
     @property
     def counted(self) -> Loss:

@@ -5,8 +5,6 @@ next is declared, so a chain can be checked before anything runs (``check_chain`
 """
 
 from collections.abc import Collection, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -20,10 +18,7 @@ from rwkvkit.data.stage import Stage
 from rwkvkit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
-    from rwkvkit.tokenizer.world import WorldTokenizer
-
-    Tokenizer = WorldTokenizer | HuggingFaceTokenizer
+    from rwkvkit.tokenizer.text import Tokenizer
 
 
 class Read(Stage):
@@ -93,7 +88,7 @@ class Encode(Stage):
 
     end: str | int | None = None
     """For a ``tokenizer.json``: the token that ends a document, or its id. Default: its
-    ``eos_token``, ``<|endoftext|>`` or ``</s>``, else 0."""
+    ``eos_token``, ``<|endoftext|>`` or ``</s>``, else 0 if that is a special token."""
 
     verify: Literal["sample", "full"] = "sample"
     """``world`` checks the length of every document against its tokens, and decodes a sample;
@@ -110,15 +105,15 @@ class Encode(Stage):
         return self
 
     def load(self) -> "Tokenizer":
-        """Return the tokenizer.
+        """Return the tokenizer, as its files are now.
 
         Raises:
             DataError, SetupError: the vocabulary is damaged or missing.
             RecipeError: it lacks the token that is to end documents.
         """
-        if self.tokenizer == "world":
-            return _world(self.vocab)
-        return _huggingface(self.tokenizer, self.end)
+        from rwkvkit.tokenizer.text import kept_tokenizer
+
+        return kept_tokenizer(self.file, self.end)
 
     @property
     def file(self) -> str | None:
@@ -141,7 +136,10 @@ class Encode(Stage):
         """Name the vocabulary."""
         if self.tokenizer == "world":
             return self.tokenizer + (f" with {self.vocab}" if self.vocab else "")
-        found = _huggingface(self.tokenizer, self.end)
+        from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
+
+        found = self.load()
+        assert isinstance(found, HuggingFaceTokenizer)
         return (
             f"{self.tokenizer}, {found.vocab_size:,} ids in {found.dtype.name}, "
             f"documents end with {found.end_token!r} ({found.end_id})"
@@ -303,8 +301,6 @@ def check_chain(stages: Sequence[Stage]) -> None:
         if not stage.repeatable and any(type(other) is type(stage) for other in stages[:i]):
             raise RecipeError(f"a second {stage.key}", where=where, hint="a chain has one of each")
         if stage.takes != standing:
-            if stage.takes is None:
-                raise RecipeError(f"{stage.key} must come first", where=where)
             makers = [
                 other.key
                 for other in STAGES
@@ -323,17 +319,3 @@ def check_chain(stages: Sequence[Stage]) -> None:
             where="prepare",
             hint="the usual chain is: read, encode, repeat-shuffle, write-binidx, plan",
         )
-
-
-@lru_cache(maxsize=4)
-def _world(vocab: str | None) -> "WorldTokenizer":
-    from rwkvkit.tokenizer.world import WorldTokenizer
-
-    return WorldTokenizer(Path(vocab) if vocab else None)
-
-
-@lru_cache(maxsize=4)
-def _huggingface(path: str, end: str | int | None) -> "HuggingFaceTokenizer":
-    from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
-
-    return HuggingFaceTokenizer(path, end)

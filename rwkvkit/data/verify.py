@@ -7,16 +7,17 @@ import numpy as np
 
 from rwkvkit import files
 from rwkvkit.data.binidx import Binidx, bin_path, open_binidx
+from rwkvkit.data.contents import check_tokens, tokenizer_of
 from rwkvkit.data.finish import VALIDATION
 from rwkvkit.data.manifest import Counts, Manifest, manifest_path, read_manifest
 from rwkvkit.data.stages import PlanResult
 from rwkvkit.errors import DataError
-from rwkvkit.tokenizer.text import Tokenizer, load_tokenizer
+from rwkvkit.tokenizer.text import Tokenizer
 from rwkvkit.tokenizer.world import WorldTokenizer
 
-_BLOCK = 4 << 20  # tokens
 _SAMPLES = 200
 _DAMAGED = "it was changed or damaged: remove it, and rwkvkit prepare makes it again"
+_UNREADABLE = "check its permissions; where it is gone, rwkvkit prepare makes it again"
 
 
 def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Iterator[str]:
@@ -24,8 +25,8 @@ def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Itera
 
     Checked are the size and hash of every file the manifest names, the counts, the index against
     the data, the range of every token, and of a sample of documents that they end as documents do
-    and decode to text; with the World tokenizer, that the text encodes to the same tokens; at last
-    magic prime and exit tokens.
+    and, with the World tokenizer, are text that encodes to the same tokens; at last magic prime
+    and exit tokens.
 
     Args:
         prefix: path of the dataset, with or without suffix.
@@ -51,17 +52,23 @@ def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Itera
     tokenizer = _tokenizer(manifest, vocab)
     sets = [(path, Counts(documents=manifest.documents, tokens=manifest.tokens))]
     if manifest.validation:
-        sets.append((path.with_name(f"{path.name}-val"), manifest.validation))
+        sets.append((path.with_name(path.name + VALIDATION), manifest.validation))
     for own, counts in sets:
         data = open_binidx(own)
         data.verify()
         if (len(data), data.n_tokens) != (counts.documents, counts.tokens):
-            raise DataError("the counts are not those of the manifest", where=str(own))
+            raise DataError(
+                f"{len(data):,} documents and {data.n_tokens:,} tokens, where the manifest has "
+                f"{counts.documents:,} and {counts.tokens:,}",
+                where=str(own),
+                hint=_DAMAGED,
+            )
         yield f"{own.name}: the index agrees with the data"
-        _check_tokens(data, tokenizer)
+        check_tokens(data, tokenizer.max_id, _DAMAGED)
         yield f"{own.name}: all {data.n_tokens:,} tokens are in 0..{tokenizer.max_id}"
         checked = _check_samples(data, tokenizer, segmented=_segmented(manifest))
-        yield f"{own.name}: {checked} sample documents are text"
+        are = "are text" if isinstance(tokenizer, WorldTokenizer) else "end as documents do"
+        yield f"{own.name}: {checked} sample documents {are}"
     if manifest.plan:
         _check_plans([manifest.plan, *manifest.plans], manifest.tokens, path)
         yield f"the magic prime is {manifest.plan.magic_prime}, as sympy finds it"
@@ -71,16 +78,17 @@ def _check_file(path: Path, size: int, sha256: str) -> None:
     try:
         same = path.stat().st_size == size and files.sha256(path) == sha256
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise DataError(
+            f"cannot be read: {error.strerror}", where=str(path), hint=_UNREADABLE
+        ) from error
     if not same:
         raise DataError("not the file that the manifest describes", where=str(path), hint=_DAMAGED)
 
 
 def _tokenizer(manifest: Manifest, vocab: str | Path | None) -> Tokenizer:
-    """Load the tokenizer and check that the dataset was made with it."""
-    [settings] = [record.settings for record in manifest.prepare if record.stage == "encode"]
-    tokenizer = load_tokenizer(vocab, settings.get("end"))
-    if tokenizer.fingerprint != settings["vocabulary"]:
+    """Load the tokenizer that the dataset was made with."""
+    tokenizer = tokenizer_of(manifest, vocab)
+    if tokenizer is None:
         raise DataError(
             "the dataset was made with another vocabulary",
             where=str(vocab or "World"),
@@ -89,23 +97,12 @@ def _tokenizer(manifest: Manifest, vocab: str | Path | None) -> Tokenizer:
     return tokenizer
 
 
-def _check_tokens(data: Binidx, tokenizer: Tokenizer) -> None:
-    for start in range(0, data.n_tokens, _BLOCK):
-        block = data.tokens(start, min(_BLOCK, data.n_tokens - start))
-        wrong = np.flatnonzero((block < 0) | (block > tokenizer.max_id))
-        if wrong.size:
-            raise DataError(
-                f"token {start + wrong[0]} is {block[wrong[0]]}, not in 0..{tokenizer.max_id}",
-                where=f"{data.prefix}.bin",
-                hint=_DAMAGED,
-            )
-
-
 def _check_samples(data: Binidx, tokenizer: Tokenizer, *, segmented: bool) -> int:
     """Check documents spread over the whole; return their number.
 
     The segments of a conversation were encoded one by one, so the whole need not give the same
-    tokens; it must be text all the same.
+    tokens; it must be text all the same. A ``tokenizer.json`` may change text before it encodes, so
+    what its tokens decode to proves nothing.
     """
     numbers = np.unique(np.linspace(0, len(data) - 1, min(_SAMPLES, len(data)), dtype=np.int64))
     for number in numbers.tolist():
@@ -115,7 +112,6 @@ def _check_samples(data: Binidx, tokenizer: Tokenizer, *, segmented: bool) -> in
             what = f"the document does not end with token {tokenizer.end_id}"
             raise DataError(what, where=where, hint=_DAMAGED)
         if not isinstance(tokenizer, WorldTokenizer):
-            tokenizer.decode(tokens)
             continue
         try:
             text = tokenizer.decode_bytes(tokens[:-1]).decode()

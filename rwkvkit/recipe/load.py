@@ -115,7 +115,7 @@ def _stages(source: Source, mistakes: list[str]) -> list[Stage] | None:
             mistakes += _explain(error, stage, source, path, value)
         except RecipeError as error:
             mistakes.append(f"{source.where(path)}  {_dotted(path)}: {error.what}")
-    return stages or None
+    return None if mistakes and not stages else stages
 
 
 def _own_stage(name: str, known: Iterable[str]) -> type[Stage]:

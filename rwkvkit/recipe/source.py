@@ -1,5 +1,6 @@
 """Read YAML 1.2 into plain values, and remember where each one stands."""
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ class Source:
         for depth, part in enumerate(path):
             if isinstance(node, CommentedMap) and part in node:
                 at_key = node[part] is None or (key and depth == len(path) - 1)
-                line, column = node.lc.key(part) if at_key else node.lc.value(part)
+                with contextlib.suppress(KeyError):  # a key that a merge (<<) brought: no place
+                    line, column = node.lc.key(part) if at_key else node.lc.value(part)
             elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
                 line, column = node.lc.item(part)
             else:

@@ -18,8 +18,9 @@ _END_TOKENS = ("<|endoftext|>", "</s>")
 class HuggingFaceTokenizer:
     """Encode text to the ids of a ``tokenizer.json`` and back.
 
-    Text that looks like a special token is encoded as the text it is, so that no document can
-    forge an end of document. What the file says about truncation and padding is not heeded, and
+    Text that looks like a special token is encoded as the text it is, unless that token is a word
+    of the model itself, or not marked as special in the file. A build refuses documents that would
+    so forge an end of document. What the file says about truncation and padding is not heeded, and
     nothing is added before or after a text.
 
     Attributes:
@@ -34,11 +35,11 @@ class HuggingFaceTokenizer:
         path: the ``tokenizer.json``.
         end: the token that ends documents, or its id; by default the ``eos_token`` of a
             ``tokenizer_config.json`` beside the file, else ``<|endoftext|>`` or ``</s>``, if the
-            vocabulary has it, else id 0.
+            vocabulary has it, else id 0 if that is a special token.
 
     Raises:
         DataError: the file cannot be read or is no tokenizer.
-        RecipeError: ``end`` is not in the vocabulary.
+        RecipeError: ``end`` is not in the vocabulary, or not given and nothing else is found.
         SetupError: the package ``tokenizers`` is not installed.
     """
 
@@ -55,12 +56,18 @@ class HuggingFaceTokenizer:
             content = Path(path).read_bytes()
         except OSError as error:
             raise DataError(
-                f"cannot read the tokenizer: {error.strerror}", where=str(path)
+                f"cannot read the tokenizer: {error.strerror}",
+                where=str(path),
+                hint="check the path and its permissions",
             ) from error
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the package raises the bare class
-            raise DataError(f"no tokenizer: {error}", where=str(path)) from error
+            raise DataError(
+                f"no tokenizer: {error}",
+                where=str(path),
+                hint="give the tokenizer.json of the package 'tokenizers', undamaged",
+            ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -120,6 +127,14 @@ class HuggingFaceTokenizer:
             found = token and self._tokenizer.token_to_id(token)
             if found is not None:
                 return int(found)
+        first = self._tokenizer.get_added_tokens_decoder().get(0)
+        if first is None or not first.special:
+            raise RecipeError(
+                "it is not known which token ends documents",
+                where=str(path),
+                hint="name it in the recipe, encode: {tokenizer: FILE, end: TOKEN}, "
+                "or as the eos_token of a tokenizer_config.json beside the file",
+            )
         return 0
 
 

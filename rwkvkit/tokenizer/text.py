@@ -1,6 +1,8 @@
 """What writes text needs of a tokenizer: loading it, and the text of tokens as they come."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -28,6 +30,25 @@ def load_tokenizer(vocab: str | Path | None, end: str | int | None = None) -> To
     if vocab is not None and Path(vocab).suffix == ".json":
         return HuggingFaceTokenizer(vocab, end)
     return WorldTokenizer(vocab)
+
+
+def kept_tokenizer(vocab: str | None, end: str | int | None = None) -> Tokenizer:
+    """Do what ``load_tokenizer`` does, once for each state of the files it reads."""
+    return _kept(vocab, end, _state(vocab))
+
+
+@lru_cache(maxsize=4)
+def _kept(vocab: str | None, end: str | int | None, state: object) -> Tokenizer:
+    return load_tokenizer(vocab, end)
+
+
+def _state(vocab: str | None) -> tuple[tuple[str, int, int], ...]:
+    if vocab is None:
+        return ()
+    path = Path(vocab)
+    read = (path, path.with_name("tokenizer_config.json"))  # which may name the ending token
+    there = ((os.path.realpath(each), each.stat()) for each in read if each.exists())
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in there)
 
 
 def text_pieces(

@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +64,11 @@ def load(path: Path) -> Vocabulary:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read the vocabulary: {error.strerror}", where=str(path)) from error
+        raise DataError(
+            f"cannot read the vocabulary: {error.strerror}",
+            where=str(path),
+            hint="check the path and its permissions",
+        ) from error
     key = hashlib.sha256(content).hexdigest()
     stored = _cache_path(key)
     if stored and (vocabulary := _read_cache(stored)):
@@ -91,11 +94,12 @@ def parse(content: bytes, where: str) -> dict[int, bytes]:
     try:
         lines = content.decode().splitlines()
     except UnicodeDecodeError as error:
-        raise DataError("the vocabulary is not UTF-8", where=where) from error
-    values = _literals(lines)
+        raise DataError(
+            "the vocabulary is not UTF-8", where=where, hint="save it as UTF-8"
+        ) from error
     for number, line in enumerate(lines, 1):
         try:
-            token_id, token = _entry(line, values[number - 1] if values else None)
+            token_id, token = _entry(line)
             if token_id in tokens:
                 raise ValueError(f"id {token_id} stands twice")
         except (ValueError, SyntaxError) as error:
@@ -110,25 +114,14 @@ def parse(content: bytes, where: str) -> dict[int, bytes]:
     return tokens
 
 
-def _literals(lines: list[str]) -> list[Any] | None:
-    """Return the literals of all lines, read together: half the time. None if that goes wrong."""
-    together = ",".join([line.partition(" ")[2].rpartition(" ")[0] for line in lines])
-    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-        values = ast.literal_eval(f"[{together}]")
-        if len(values) == len(lines):
-            return values
-    return None
-
-
-def _entry(line: str, token: Any) -> tuple[int, bytes]:
-    """Return the id and the bytes of a line; its literal is ``token`` unless that is None."""
+def _entry(line: str) -> tuple[int, bytes]:
+    """Return the id and the bytes of a line."""
     number, _, rest = line.partition(" ")
     literal, _, size = rest.rpartition(" ")
     token_id = int(number)
     if not 1 <= token_id <= _MAX_ID:
         raise ValueError(f"id {token_id} is not in 1..{_MAX_ID}")
-    if token is None:
-        token = ast.literal_eval(literal)
+    token = ast.literal_eval(literal)
     if isinstance(token, str):
         token = token.encode()
     if not isinstance(token, bytes):
@@ -143,7 +136,11 @@ def _entry(line: str, token: Any) -> tuple[int, bytes]:
 def _check(tokens: Mapping[int, bytes], where: str) -> None:
     known = set(tokens.values())
     if len(known) < len(tokens):
-        raise DataError("two ids of the vocabulary have the same bytes", where=where)
+        raise DataError(
+            "two ids of the vocabulary have the same bytes",
+            where=where,
+            hint="remove one of each two such lines",
+        )
     missing = [byte for byte in range(256) if bytes([byte]) not in known]
     if missing:
         raise DataError(
@@ -154,7 +151,9 @@ def _check(tokens: Mapping[int, bytes], where: str) -> None:
     ends = [i for i, token in tokens.items() if b"\xff" in token and len(token) > 1]
     if ends:
         raise DataError(
-            f"the byte 0xFF is inside token {ends[0]}; it must only stand alone", where=where
+            f"the byte 0xFF is inside token {ends[0]}; it must only stand alone",
+            where=where,
+            hint="remove such tokens: it ends documents, and no UTF-8 text holds it",
         )
 
 

@@ -50,7 +50,21 @@ def test_a_flipped_bit_is_found(folder: Path, run, suffix: str) -> None:
     assert outcome.code == 4
     assert f"{DATA}.{suffix}: not the file that the manifest describes" in outcome.err
     path.unlink()
-    assert run("verify", DATA, "--vocab", "bytes.txt").code == 4
+    outcome = run("verify", DATA, "--vocab", "bytes.txt")
+    assert outcome.code == 4
+    assert "hint: check its permissions; where it is gone, rwkvkit prepare" in outcome.err
+
+
+def test_wrong_counts_are_found(folder: Path, run) -> None:
+    assert run("prepare", "r.yaml").code == 0
+    record = folder / f"{DATA}.manifest.json"
+    manifest = json.loads(record.read_text())
+    record.write_text(json.dumps(manifest | {"documents": 7}))
+    outcome = run("verify", DATA, "--vocab", "bytes.txt")
+    assert outcome.code == 4
+    assert "80 documents and" in outcome.err
+    assert "the manifest has 7 and" in outcome.err
+    assert "hint: it was changed or damaged" in outcome.err
 
 
 def forge(folder: Path, change) -> None:
@@ -138,7 +152,7 @@ def test_a_dataset_of_another_tokenizer(folder: Path, run) -> None:
     assert run("prepare", "r.yaml", "--set", "prepare.encode=words.json").code == 0
     outcome = run("verify", DATA, "--vocab", "words.json")
     assert outcome.code == 0, outcome.err
-    assert "sample documents are text" in outcome.out
+    assert "80 sample documents end as documents do" in outcome.out
     assert run("verify", DATA).code == 4
     card = (folder / f"{DATA}.md").read_text()
     assert "The number ? follows" in card

@@ -5,22 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from output_cases import decoded, digests
 
-from rwkvkit import WorldTokenizer, open_binidx
+from rwkvkit import WorldTokenizer
 from rwkvkit.data.manifest import read_manifest
 
 TOKENIZER = WorldTokenizer()
-
-
-def decoded(prefix) -> list[str]:
-    data = open_binidx(prefix)
-    data.verify()
-    assert all(tokens[-1] == 0 for tokens in data)
-    return [TOKENIZER.decode(tokens) for tokens in data]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
 @pytest.mark.parametrize(("name", "epochs"), [("docs-x1", 1), ("docs-x3", 3)])

@@ -1,13 +1,12 @@
 """A build that is killed or interrupted anywhere, and the same command after it."""
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from output_cases import digests
 
 SCRIPT = """
 import sys
@@ -98,10 +97,6 @@ def command(tmp_path, jsonl):
         return [sys.executable, str(script), source, path, str(workers), phase, str(steps)]
 
     return make
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
 def stopped(command: list[str], signum: int) -> int:

@@ -4,7 +4,10 @@ import struct
 import pytest
 
 from rwkvkit import BinidxWriter
+from rwkvkit.data.build import Build
 from rwkvkit.data.describe import describe_binidx
+from rwkvkit.data.stages import Encode, Plan, Read, Split, WriteBinidx
+from rwkvkit.data.text_stages import TextStage
 from rwkvkit.errors import DataError
 
 
@@ -66,7 +69,7 @@ def test_files_that_are_not_those_of_the_manifest(build, jsonl, tmp_path):
     build(jsonl("a.jsonl", ["Hello world"])).run()
     path = tmp_path / "out" / "data.bin"
     path.write_bytes(struct.pack("<3H", 5, 6, 0))
-    with pytest.raises(DataError, match="not the file that data"):
+    with pytest.raises(DataError, match="not the file that the manifest"):
         describe_binidx(tmp_path / "out" / "data")
 
 
@@ -78,3 +81,49 @@ def test_a_damaged_index_is_an_error(build, jsonl, tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match="document entries"):
         describe_binidx(tmp_path / "out" / "data")
+
+
+def test_another_world_vocabulary_is_not_shown_as_text(build, jsonl, tmp_path):
+    vocab = tmp_path / "v.txt"
+    vocab.write_text("".join(f"{256 - byte} {bytes([byte])!r} 1\n" for byte in range(256)))
+    build(jsonl("a.jsonl", ["ab"]), vocab=str(vocab)).run()
+    told = describe_binidx(tmp_path / "out" / "data")
+    assert told["first"][0]["text"] == "159 158 0"
+
+
+class _Sized(TextStage):
+    vocab_size: int = 10
+
+    def run(self, documents):
+        return documents
+
+
+def test_only_encode_says_which_vocabulary(jsonl, tmp_path):
+    read = Read.model_validate(Read.expand(jsonl("a.jsonl", ["Hello world"])))
+    prefix = tmp_path / "out" / "data"
+    chain = [read, _Sized(), Encode(), WriteBinidx(prefix=str(prefix))]
+    Build(chain, seed=1, ctx_len=4).run(workers=1)
+    assert describe_binidx(prefix)["first"][0]["text"] == "Hello world"
+
+
+def test_the_validation_part_is_checked_against_the_manifest_of_the_whole(jsonl, tmp_path):
+    read = Read.model_validate(Read.expand(jsonl("a.jsonl", [f"text {i}" for i in range(60)])))
+    prefix = tmp_path / "out" / "data"
+    chain = [read, Encode(), Split(validation=0.3), WriteBinidx(prefix=str(prefix)), Plan()]
+    Build(chain, seed=1, ctx_len=4).run(workers=1)
+    path = prefix.with_name("data-val")
+    told = describe_binidx(path)
+    assert told["verified"][-1] == "files agree with the manifest"
+    assert told["manifest"]["plan"] is None  # which is for the whole
+    assert describe_binidx(prefix)["manifest"]["plan"] is not None
+    tokens = path.with_suffix(".bin")
+    tokens.write_bytes(b"\1" + tokens.read_bytes()[1:])
+    with pytest.raises(DataError, match="not the file that the manifest"):
+        describe_binidx(path)
+
+
+def test_a_pair_with_the_name_of_a_validation_part(build, jsonl, tmp_path):
+    build(jsonl("a.jsonl", ["Hello world"])).run()
+    with BinidxWriter(tmp_path / "out" / "data-val") as writer:
+        writer.add([5, 0])
+    assert describe_binidx(tmp_path / "out" / "data-val")["manifest"] is None

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvkit.data.documents import JoinedTexts, strict_document
-from rwkvkit.data.forms import BadLine, Field
+from rwkvkit.data.forms import BadLine, Column
 from rwkvkit.data.json_bytes import SLACK, is_utf8
 from rwkvkit.data.scan import Scan
 from rwkvkit.data.vectors import WIDTH
@@ -62,7 +62,7 @@ def test_what_is_odd_at_every_place_of_a_block(wrong):
     for before in range(2 * WIDTH + 2):
         line = b'{"text":"%s%s%s"}\n' % (b"a" * before, wrong, b"b" * (before % 3))
         with pytest.raises(BadLine):
-            strict_document(line, Field("text"))
+            strict_document(line, Column("text"))
         for more in (b"", b'{"text":""}\n' * 20):
             scan = Scan(more + line + more, "text")
             scan.run()

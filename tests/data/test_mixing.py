@@ -1,6 +1,5 @@
 """What stands in the corpus and in which order, whatever the memory and the work's division."""
 
-import hashlib
 import json
 import os
 import random
@@ -11,8 +10,9 @@ import pytest
 from chunk_cases import chunks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from output_cases import decoded, digests
 
-from rwkvkit import WorldTokenizer, open_binidx
+from rwkvkit import open_binidx
 from rwkvkit.data.buckets import bucket_count
 from rwkvkit.data.build import Build
 from rwkvkit.data.chunk_work import ChunkWork
@@ -28,18 +28,6 @@ from rwkvkit.data.stages import (
 )
 from rwkvkit.data.writing import _cache_bytes
 from rwkvkit.errors import DataError, RecipeError
-
-TOKENIZER = WorldTokenizer()
-
-
-def decoded(prefix: Path) -> list[str]:
-    data = open_binidx(prefix)
-    data.verify()
-    return [TOKENIZER.decode(tokens) for tokens in data]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
 def make(read, prefix: Path, *, dedup=False, validation=None, seed=42, task_bytes=None, **repeat):

@@ -1,9 +1,9 @@
 """A build on a Ray cluster of two nodes, one of which dies."""
 
-import hashlib
 import subprocess
 import sys
-from pathlib import Path
+
+from output_cases import digests
 
 SCRIPT = """
 import sys
@@ -44,10 +44,6 @@ except DataError as error:
 ray.shutdown()
 cluster.shutdown()
 """
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
 def test_the_same_bytes_although_a_node_dies(build, jsonl, tmp_path):

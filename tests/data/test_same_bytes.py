@@ -1,11 +1,10 @@
 """The bytes of a dataset depend on nothing but the recipe and the inputs."""
 
-import hashlib
 import json
 import random
-from pathlib import Path
 
 import pytest
+from output_cases import digests
 
 from rwkvkit import open_binidx
 from rwkvkit.data.buckets import bucket_count
@@ -31,10 +30,6 @@ def sources(tmp_path_factory) -> list[dict]:
         {"path": str(folder / "text.jsonl"), "repeat": 2},
         {"path": str(folder / "chat.jsonl"), "chat": "messages"},
     ]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")

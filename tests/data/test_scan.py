@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from line_cases import some_lines
 
 from rwkvkit.data.documents import JoinedTexts, strict_document
-from rwkvkit.data.forms import BadLine, Field
+from rwkvkit.data.forms import BadLine, Column
 from rwkvkit.data.scan import Scan
 
 ODD = object()
@@ -17,7 +17,7 @@ ODD = object()
 
 def strictly(line):
     try:
-        text = strict_document(line, Field("text"))
+        text = strict_document(line, Column("text"))
     except BadLine:
         return ODD
     return None if text is None else text.content

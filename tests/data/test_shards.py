@@ -1,16 +1,12 @@
-import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from output_cases import digests
 
 from rwkvkit.data.shards import Shard
 from rwkvkit.errors import DataError, UsageError
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-from rwkvkit.data.forms import Field
+from rwkvkit.data.forms import Column
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.tasks import make_tasks
 
@@ -12,7 +12,7 @@ def file(number: int, size: int, kind: str = "jsonl", source: int = 0) -> InputF
         size=size,
         format="text" if kind == "text" else "jsonl",
         compression="gzip" if kind == "gzip" else None,
-        form=Field("text"),
+        form=Column("text"),
         loss="all",
     )
 

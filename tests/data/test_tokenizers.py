@@ -1,5 +1,7 @@
 """Builds with other tokenizers than World, and the round trip that each build checks."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tokenizers
@@ -7,8 +9,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from rwkvkit import open_binidx
 from rwkvkit.data.build import Build
+from rwkvkit.data.chunks import task_chunks
 from rwkvkit.data.describe import describe_binidx
-from rwkvkit.data.stages import Encode, Plan, Read, WriteBinidx
+from rwkvkit.data.stages import Encode, Plan, Read, Split, WriteBinidx
+from rwkvkit.data.tasks import make_tasks
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
 from rwkvkit.tokenizer.world import WorldTokenizer
@@ -81,6 +85,15 @@ def test_a_wide_vocabulary_from_text_to_samples(build, jsonl, tmp_path, wide):
         )
 
 
+def test_a_validation_part_is_of_the_vocabulary_of_the_whole(jsonl, tmp_path, wide):
+    read = Read.model_validate(Read.expand(jsonl("a.jsonl", [f"z{'a' * i}" for i in range(40)])))
+    prefix = tmp_path / "out" / "data"
+    chain = [read, Encode(tokenizer=wide), Split(validation=0.3), WriteBinidx(prefix=str(prefix))]
+    Build(chain, seed=1, ctx_len=4).run(workers=1)
+    told = describe_binidx(prefix.with_name("data-val"))
+    assert told["first"][0]["text"].startswith(f"{WIDE} ")
+
+
 def test_another_end_changes_the_dataset(build, jsonl, wide):
     path = jsonl("a.jsonl", ["abc abc abc abc"])
     build(path, tokenizer=wide).run()
@@ -88,6 +101,67 @@ def test_another_end_changes_the_dataset(build, jsonl, wide):
         path, tokenizer=wide, end="z"
     ).status().reason == f"encode: end 0 -> {WIDE}".replace("encode: ", "")
     assert build(path, tokenizer=wide, verify="full").status().up_to_date
+
+
+def unigram(path):
+    """A vocabulary that holds </s> as a piece of text, as those of T5 do."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("?", 0.0), ("\u2581", -2.0), ("a", -1.0), ("b", -2.0)]
+    made = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.add_special_tokens(["<pad>", "</s>", "?"])
+    made.save(path)
+
+
+def not_special(path):
+    made = tokenizers.Tokenizer(models.WordLevel({"</s>": 0, "a": 1, "b": 2}, unk_token="b"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_tokens([tokenizers.AddedToken("</s>", special=False)])
+    made.save(path)
+
+
+@pytest.mark.parametrize("vocabulary", [unigram, not_special])
+@pytest.mark.parametrize("chat", [False, True])
+def test_no_document_forges_its_end(build, jsonl, tmp_path, vocabulary, chat):
+    texts = ["a b", "b a </s> b", "b"]
+    if chat:
+        answers = [[{"role": "assistant", "content": text}] for text in texts]
+        read = {"path": jsonl("a.jsonl", answers, field="m"), "chat": "m"}
+    else:
+        read = {"path": jsonl("a.jsonl", texts)}
+    vocabulary(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match="encodes to '</s>', the token that ends") as caught:
+        build(read, tokenizer=str(tmp_path / "tokenizer.json")).run(workers=1)
+    second = len((tmp_path / "a.jsonl").read_text().splitlines(keepends=True)[0])
+    assert caught.value.where == f"{read['path']}, document at byte {second}"
+    assert "forbid" in caught.value.hint
+    assert "end: TOKEN" in caught.value.hint
+
+
+def test_another_state_of_the_file_is_another_tokenizer(build, jsonl, tmp_path, wide):
+    """A process that goes on reads a changed file anew; one build is of one state."""
+    path = jsonl("a.jsonl", ["abc abc abc"])
+    build(path, tokenizer=wide).run(workers=1)
+    made = build(path, tokenizer=wide)
+    made._chain.work.load()
+    assert made.status().up_to_date
+    old = Path(wide).read_text(encoding="utf-8")
+    Path(wide).write_text(old.replace('"a": 5', '"a": 90'), encoding="utf-8")
+    assert made.status().reason.startswith("vocabulary ")
+    inputs = made._inputs()
+    [chunk] = task_chunks(make_tasks(inputs)[0], 1 << 20, {})
+    with pytest.raises(DataError, match="the vocabulary changed while the build ran") as caught:
+        made._chain.work(chunk)
+    assert caught.value.where == wide
+    assert caught.value.hint
+    made.run(workers=1)
+    assert open_binidx(tmp_path / "out" / "data")[0][0] == 90
+
+
+def test_the_ending_token_follows_the_file_that_names_it(build, jsonl, tmp_path, wide):
+    path = jsonl("a.jsonl", ["abc abc abc"])
+    build(path, tokenizer=wide).run(workers=1)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "z"}')
+    assert build(path, tokenizer=wide).status().reason == f"end 0 -> {WIDE}"
 
 
 def test_a_conversation_with_another_tokenizer(build, jsonl, tmp_path, wide):

@@ -68,6 +68,15 @@ def test_places() -> None:
     assert source.where(("train", "absent")) == "r.yaml:9:8"
 
 
+def test_a_merged_value_is_at_the_mapping_that_merges_it() -> None:
+    source = parse("a: &a {x: 1, y: {z: 2}}\nb: {<<: *a, w: 3}\n", "r.yaml")
+    assert source.data["b"]["x"] == 1
+    assert source.where(("b", "x")) == "r.yaml:2:4"
+    assert source.where(("b", "x"), key=True) == "r.yaml:2:4"
+    assert source.where(("b", "y", "z")) == "r.yaml:1:21"
+    assert source.where(("b", "w")) == "r.yaml:2:16"
+
+
 def test_overrides() -> None:
     source = parse(
         RECIPE,

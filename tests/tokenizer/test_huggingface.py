@@ -67,8 +67,18 @@ def test_what_ends_documents(path, tmp_path):
     stored = json.loads(path.read_text())
     words = {"type": "WordLevel", "vocab": {"a": 0, "b": 70000}, "unk_token": "a"}
     beside.write_text(json.dumps(stored | {"model": words, "added_tokens": []}))
+    with pytest.raises(RecipeError, match="not known which token ends documents") as caught:
+        HuggingFaceTokenizer(beside)  # 0 is a word
+    assert "end: TOKEN" in caught.value.hint
+    config.write_text('{"eos_token": "a"}')
     plain = HuggingFaceTokenizer(beside)
     assert (plain.end_id, plain.vocab_size, plain.dtype) == (0, 70001, np.int32)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    special = flags | {"id": 0, "content": "a", "special": True}
+    content = stored | {"model": words, "added_tokens": [special]}
+    config.unlink()
+    beside.write_text(json.dumps(content))
+    assert HuggingFaceTokenizer(beside).end_id == 0
     for end in ("absent", 5, 10**6):
         with pytest.raises(RecipeError, match="the vocabulary has no token") as caught:
             HuggingFaceTokenizer(beside, end=end)
@@ -76,12 +86,14 @@ def test_what_ends_documents(path, tmp_path):
 
 
 def test_what_is_no_tokenizer(tmp_path, monkeypatch, path):
-    with pytest.raises(DataError, match="cannot read the tokenizer: No such file"):
+    with pytest.raises(DataError, match="cannot read the tokenizer: No such file") as caught:
         HuggingFaceTokenizer(tmp_path / "absent.json")
+    assert caught.value.hint
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(DataError, match="no tokenizer: ") as caught:
         HuggingFaceTokenizer(tmp_path / "t.json")
     assert caught.value.where == str(tmp_path / "t.json")
+    assert "tokenizer.json of the package" in caught.value.hint
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(SetupError, match="the package 'tokenizers' is needed"):
         HuggingFaceTokenizer(path)

@@ -61,6 +61,13 @@ def test_machine_code_of_a_file_follows_the_others_it_calls(tmp_path):
         )
         return done.stdout.split()
 
+    def kept() -> set[str]:
+        return {path.name for path in (tmp_path / "cache").rglob("call*.nb[ic]")}
+
     assert run(21) == ["42", "0"]
+    first = kept()
     assert run(21) == ["42", "1"]
+    assert kept() == first
     assert run(50) == ["100", "0"]
+    assert len(kept()) == len(first) > 0
+    assert not kept() & first

@@ -52,18 +52,21 @@ def test_a_bad_line_is_named(line, message):
     ],
 )
 def test_an_unusable_vocabulary_is_refused(lines, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
         parse(*lines)
+    assert caught.value.hint
 
 
 def test_a_vocabulary_of_another_encoding_is_refused():
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="not UTF-8") as caught:
         vocabulary.parse(b"1 '\xff' 1", "v.txt")
+    assert caught.value.hint
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match="cannot read the vocabulary"):
+    with pytest.raises(DataError, match="cannot read the vocabulary") as caught:
         WorldTokenizer(tmp_path / "none.txt")
+    assert caught.value.hint
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rwkvkit.data.chat import ChatForm
 from rwkvkit.data.chunks import Chunk, opened
 from rwkvkit.data.documents import Documents, Reject
-from rwkvkit.data.forms import BadLine, Field, listed
+from rwkvkit.data.forms import BadLine, Column, listed
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.sources import DatasetName
 from rwkvkit.errors import DataError, RwkvkitError, SetupError
@@ -61,7 +61,7 @@ def documents(chunk: Chunk, skip_bad: bool) -> Documents:
     table = pa.ipc.open_stream(chunk.data).read_all()
     form = chunk.files[0].form
     found = Documents(n_lines=table.num_rows, marks=[] if isinstance(form, ChatForm) else None)
-    whole = _whole_column(table, form.name) if isinstance(form, Field) else None
+    whole = _whole_column(table, form.name) if isinstance(form, Column) else None
     skipped: list[int] = []
     if whole is not None:
         found.texts = whole
