@@ -117,11 +117,13 @@ class CorpusWriter:
 
     def write_validation(self, prefix: Path) -> BinidxWriter:
         """Write the validation set, each document once in natural order; return the writer."""
-        some = list(self._selection.documents(VALIDATION))
-        total = sum(int(documents.sizes.sum(dtype=np.int64)) for documents in some)
+        total = sum(
+            int(documents.sizes.sum(dtype=np.int64))
+            for documents in self._selection.documents(VALIDATION)
+        )
         blocks = (
             (self._read, block)
-            for documents in some
+            for documents in self._selection.documents(VALIDATION)
             for block in self._in_order(documents.places, documents.sizes)
         )
         return self._write(prefix, blocks, total)
