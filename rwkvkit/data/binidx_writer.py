@@ -117,7 +117,9 @@ class BinidxWriter:
         """
         stored = self._checked(np.asarray(tokens))
         counts = np.asarray(sizes, np.int64)
-        if counts.size and not 0 <= counts.min() <= counts.max() <= _MAX_SIZE:
+        if counts.size and counts.min() < 0:
+            raise ValueError(f"a size is negative: {counts.min()}")
+        if counts.size and counts.max() > _MAX_SIZE:
             raise DataError(
                 f"a document has {counts.max()} tokens; the index holds sizes up to {_MAX_SIZE}",
                 where=str(self._prefix),
