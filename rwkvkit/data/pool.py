@@ -177,6 +177,6 @@ def _serve(connection: Connection, start: Callable[[int], Any], number: int) -> 
                 answer = (function(task, tell), None)
             except RwkvkitError as error:
                 answer = (None, error)
-            except Exception:
+            except BaseException:  # sys.exit() too: it would end a thread without a word
                 answer = (None, RuntimeError(f"in a worker:\n{traceback.format_exc()}"))
             connection.send(("done", answer))

@@ -29,6 +29,8 @@ def work(number: int, task: tuple[str, int], tell) -> tuple[int, int]:
         raise DataError("bad", where=f"task {value}", hint="mend it")
     elif kind == "crash" and number:  # the first worker lives in the test's process
         os._exit(value)
+    elif kind == "exit":
+        raise SystemExit(value)
     elif kind == "bug":
         raise ZeroDivisionError("a bug")
     return number, value
@@ -83,6 +85,12 @@ def test_a_dead_worker_is_an_error_with_its_exit_code():
 def test_a_bug_in_a_worker_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
         list(ordered_map(start, [("bug", 0)] * 2, 2))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_work_that_ends_its_worker_is_an_error(threads):
+    with pytest.raises(RuntimeError, match="SystemExit: 3"):
+        list(ordered_map(start, [("exit", 3)] * 2, 2, threads=threads))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
