@@ -55,17 +55,6 @@ def test_the_first_error_in_order_is_raised(workers):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_an_error_among_the_tasks_waits_for_its_turn(workers):
-    def tasks():
-        yield "sleep", 100
-        yield "fail", 1
-        raise OSError("no more tasks")
-
-    with pytest.raises(DataError, match="bad"):
-        list(ordered_map(start, tasks(), workers))
-
-
-@pytest.mark.parametrize("workers", [1, 3])
 def test_what_the_work_tells_arrives(workers):
     told = []
     list(ordered_map(start, [("sleep", i) for i in range(10)], workers, told.append))
