@@ -282,9 +282,7 @@ def _checksum(path: Path) -> str:
 
 
 def _hashes(encoded: EncodedChunk) -> NDArray[np.uint64]:
-    """Return 128 bits for the content of each document: its own hash, or one of its tokens."""
-    if encoded.hashes is not None:
-        return encoded.hashes
+    """Return 128 bits for the tokens of each document, [documents, 2]."""
     data = encoded.tokens.data.cast("B") if len(encoded.tokens) else b""
     stops = (np.cumsum(encoded.sizes, dtype=np.int64) * encoded.tokens.itemsize).tolist()
     digests = [
