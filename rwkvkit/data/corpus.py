@@ -15,7 +15,7 @@ DROPPED, TRAIN, VALIDATION = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Documents:
+class CorpusSlice:
     """Some documents of one source, in natural order.
 
     Attributes:
@@ -66,7 +66,7 @@ class Corpus:
         self.dtype = np.dtype(records[0].dtype if records else np.uint16)
         self.masked = any(MASK in record.checksums for record in records)
 
-    def documents(self, source: int | None = None) -> Iterator[Documents]:
+    def documents(self, source: int | None = None) -> Iterator[CorpusSlice]:
         """Yield the documents of a source, or of all, many of a part at a time."""
         for number, part in enumerate(self.parts):
             if source is not None and self._sources[number] != source:
@@ -74,7 +74,7 @@ class Corpus:
             first, start = int(self._firsts[number]), int(self.bases[number])
             for index in part.index():
                 stops = start + np.cumsum(index.sizes, dtype=np.int64)
-                yield Documents(
+                yield CorpusSlice(
                     source=self._sources[number],
                     first=first,
                     files=self._file_numbers[index.files],

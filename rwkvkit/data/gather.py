@@ -23,7 +23,7 @@ from rwkvkit.data.parts import TOKENS
 from rwkvkit.tokenizer.jit import compiled
 from rwkvkit.tokenizer.machine import map_at, move, read_at, unmap
 
-Read = Callable[[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[np.int64]], None]
+CopyDocuments = Callable[[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[np.int64]], None]
 """Copies documents: their places in ascending order, their sizes, what to write to, and where."""
 
 _GAP = 8 << 10  # bytes between documents that take less time to read than another call
@@ -151,11 +151,11 @@ class Gatherer:
         """End the threads."""
         self._pool.shutdown()
 
-    def gather(self, read: Read, block: Block, out: NDArray[Any]) -> None:
+    def gather(self, copy: CopyDocuments, block: Block, out: NDArray[Any]) -> None:
         """Fill ``out`` with what the documents of a block hold, one after another.
 
         Args:
-            read: copies some of them.
+            copy: copies some of them.
             block: which, and where each goes.
             out: to write to, as long as the block.
         """
@@ -166,14 +166,14 @@ class Gatherer:
             order = np.argsort(places)
             places, sizes, targets = places[order], sizes[order], targets[order]
         if threads == 1:
-            read(places, sizes, out, targets)
+            copy(places, sizes, out, targets)
             return
         ends = np.cumsum(sizes, dtype=np.int64)
         cuts = np.searchsorted(ends, len(out) * np.arange(1, threads) // threads)
         shares = zip(*(np.split(column, cuts) for column in (places, sizes, targets)), strict=True)
-        reading = [self._pool.submit(read, own, counts, out, to) for own, counts, to in shares]
-        wait(reading)  # also where one fails: the others still write to the room
-        for each in reading:
+        copying = [self._pool.submit(copy, own, counts, out, to) for own, counts, to in shares]
+        wait(copying)  # also where one fails: the others still write to the room
+        for each in copying:
             each.result()
 
 
