@@ -93,8 +93,10 @@ class BinidxWriter:
             self.bin_sha256 = self._tokens.finish()
             if self._masked:
                 self.mask_sha256 = self._mask.finish()
-            else:
-                mask_path(self._prefix).unlink(missing_ok=True)
+        if not self._masked:
+            # Last: the old pair keeps its mask until the new one is in place, and where a kill
+            # leaves that mask beside the new one, its length tells.
+            mask_path(self._prefix).unlink(missing_ok=True)
 
     def add(self, tokens: ArrayLike, mask: ArrayLike | None = None) -> None:
         """Append one document (an integer array or list, [tokens]); see ``add_many``."""
@@ -115,7 +117,9 @@ class BinidxWriter:
         """
         stored = self._checked(np.asarray(tokens))
         counts = np.asarray(sizes, np.int64)
-        if counts.size and not 0 <= counts.min() <= counts.max() <= _MAX_SIZE:
+        if counts.size and counts.min() < 0:
+            raise ValueError(f"a size is negative: {counts.min()}")
+        if counts.size and counts.max() > _MAX_SIZE:
             raise DataError(
                 f"a document has {counts.max()} tokens; the index holds sizes up to {_MAX_SIZE}",
                 where=str(self._prefix),

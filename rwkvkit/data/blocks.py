@@ -50,7 +50,7 @@ def in_order(
     step = max(1, n_bytes // PIECE_BYTES)
     for first in range(0, len(sizes), step):
         own_places, own_sizes = places[first : first + step], sizes[first : first + step]
-        stops = np.cumsum(own_sizes * np.int64(width) + PIECE_BYTES)
+        stops = np.cumsum(own_sizes.astype(np.int64) * width + PIECE_BYTES)
         start = 0
         while start < len(own_sizes):
             before = stops[start - 1] if start else 0

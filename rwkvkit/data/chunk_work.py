@@ -36,7 +36,6 @@ class EncodedChunk:
         n_lines: lines in the chunk, 0 for text files.
         mask: uint8 [tokens], 1 where the token counts in the loss; None unless the corpus is
             masked.
-        hashes: of each document's content, uint64 [documents, 2], or None.
         filtered: documents that stages left out.
         left_out: documents outside the fraction of their source, which stages never see.
     """
@@ -48,7 +47,6 @@ class EncodedChunk:
     rejects: list[Reject]
     n_lines: int
     mask: NDArray[np.uint8] | None = None
-    hashes: NDArray[np.uint64] | None = None
     filtered: int = 0
     left_out: int = 0
 

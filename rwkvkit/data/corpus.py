@@ -15,7 +15,7 @@ DROPPED, TRAIN, VALIDATION = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Documents:
+class CorpusSlice:
     """Some documents of one source, in natural order.
 
     Attributes:
@@ -66,19 +66,21 @@ class Corpus:
         self.dtype = np.dtype(records[0].dtype if records else np.uint16)
         self.masked = any(MASK in record.checksums for record in records)
 
-    def documents(self, source: int | None = None) -> Iterator[Documents]:
-        """Yield the documents of a source, or of all, a part at a time."""
+    def documents(self, source: int | None = None) -> Iterator[CorpusSlice]:
+        """Yield the documents of a source, or of all, many of a part at a time."""
         for number, part in enumerate(self.parts):
             if source is not None and self._sources[number] != source:
                 continue
-            sizes = part.sizes
-            places = int(self.bases[number]) + np.cumsum(sizes, dtype=np.int64) - sizes
-            yield Documents(
-                source=self._sources[number],
-                first=int(self._firsts[number]),
-                files=self._file_numbers[part.files],
-                offsets=part.offsets.astype(np.uint64),
-                places=places,
-                sizes=sizes,
-                hashes=part.hashes if part.record.hashed else None,
-            )
+            first, start = int(self._firsts[number]), int(self.bases[number])
+            for index in part.index():
+                stops = start + np.cumsum(index.sizes, dtype=np.int64)
+                yield CorpusSlice(
+                    source=self._sources[number],
+                    first=first,
+                    files=self._file_numbers[index.files],
+                    offsets=index.offsets.astype(np.uint64),
+                    places=stops - index.sizes,
+                    sizes=index.sizes,
+                    hashes=index.hashes,
+                )
+                first, start = first + len(stops), int(stops[-1])

@@ -84,33 +84,39 @@ class TaskWork:
                 return writer.finish(hashes)
 
     def _bad_line(self, reject: Reject, task: Task, lines: int, chunk: Chunk) -> DataError:
-        before = 0
+        """Return the error for a line of a chunk before which the task read ``lines``."""
         if task.files[0].is_table:
-            before = chunk.start - lines  # rows have numbers
-        elif task.start:
-            known, counted = self._known_lines(task)
-            with opened(task.files[0]) as raw:
-                start, _ = line_range(raw, task)
-                first, _ = line_range(raw, replace(task, start=counted))
-            before = known + count_lines(task.files[0], first, start)
+            line = chunk.start + reject.line  # a chunk of rows begins with the number of its first
+        else:
+            line = self._lines_before(task) + lines + reject.line
         skip = "on_error: skip leaves such lines out"
         file = task.files[reject.file - task.first_file]
         return DataError(
             reject.reason,
-            where=f"{file.name}:{before + lines + reject.line}",
+            where=f"{file.name}:{line}",
             hint=f"{reject.hint}; or {skip}" if reject.hint else skip,
         )
 
-    def _known_lines(self, task: Task) -> tuple[int, int]:
-        """Return the lines of the file's first ranges, and the byte where these ranges end."""
+    def _lines_before(self, task: Task) -> int:
+        """Return how many lines of its file come before a task; none, unless it is a range.
+
+        The parts of the ranges before it say how many each has. From the first one that is not
+        made yet, which another worker has, lines are counted.
+        """
+        if not task.start:
+            return 0
         ranges = task.number - task.first_range
-        lines = 0
+        lines, known = 0, task.start
         for number in range(ranges):
             record = read_record(self.folder, task.first_range + number)
             if record is None:
-                return lines, task.start // ranges * number
+                known = task.start // ranges * number
+                break
             lines += record.lines
-        return lines, task.start
+        with opened(task.files[0]) as raw:
+            first, _ = line_range(raw, replace(task, start=known))
+            stop, _ = line_range(raw, task)
+        return lines + count_lines(task.files[0], first, stop)
 
 
 @dataclass(frozen=True)

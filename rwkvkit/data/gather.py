@@ -23,7 +23,7 @@ from rwkvkit.data.parts import TOKENS
 from rwkvkit.tokenizer.jit import compiled
 from rwkvkit.tokenizer.machine import map_at, move, read_at, unmap
 
-Read = Callable[[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[np.int64]], None]
+CopyDocuments = Callable[[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[np.int64]], None]
 """Copies documents: their places in ascending order, their sizes, what to write to, and where."""
 
 _GAP = 8 << 10  # bytes between documents that take less time to read than another call
@@ -33,7 +33,7 @@ _FOLD = 2 << 20  # bytes that windows begin with a multiple of: the largest page
 _WINDOW = 16 << 20  # bytes that are mapped at once
 _FOR_A_THREAD = 1 << 20  # bytes that are worth one
 _OTHER_FILES = 256  # that the process may have open besides
-_NO_FILE, _CLOSED = -1, -2  # in place of a descriptor
+_CLOSED = -1  # in place of a descriptor
 
 
 class Reader:
@@ -41,7 +41,7 @@ class Reader:
 
     Args:
         corpus: where they lie.
-        suffix: ``parts.TOKENS`` or ``parts.MASK``; a part without a mask counts whole.
+        suffix: ``parts.TOKENS``, or ``parts.MASK`` where the corpus is masked.
 
     Raises:
         OSError: a part is gone.
@@ -51,9 +51,9 @@ class Reader:
         self._bases = corpus.bases
         self._dtype = corpus.dtype if suffix == TOKENS else np.dtype(np.uint8)
         self._paths = [part.path(suffix) for part in corpus.parts]
-        there = [suffix in part.record.checksums for part in corpus.parts]
-        self._descriptors = np.where(there, _CLOSED, _NO_FILE).astype(np.int32)
-        for number in np.flatnonzero(there)[: _most_open(sum(there))].tolist():
+        count = len(self._paths)
+        self._descriptors = np.full(count, _CLOSED, np.int32)
+        for number in range(min(count, _most_open(count))):
             self._descriptors[number] = self._open(number)
 
     def close(self) -> None:
@@ -151,11 +151,11 @@ class Gatherer:
         """End the threads."""
         self._pool.shutdown()
 
-    def gather(self, read: Read, block: Block, out: NDArray[Any]) -> None:
+    def gather(self, copy: CopyDocuments, block: Block, out: NDArray[Any]) -> None:
         """Fill ``out`` with what the documents of a block hold, one after another.
 
         Args:
-            read: copies some of them.
+            copy: copies some of them.
             block: which, and where each goes.
             out: to write to, as long as the block.
         """
@@ -166,14 +166,14 @@ class Gatherer:
             order = np.argsort(places)
             places, sizes, targets = places[order], sizes[order], targets[order]
         if threads == 1:
-            read(places, sizes, out, targets)
+            copy(places, sizes, out, targets)
             return
         ends = np.cumsum(sizes, dtype=np.int64)
         cuts = np.searchsorted(ends, len(out) * np.arange(1, threads) // threads)
         shares = zip(*(np.split(column, cuts) for column in (places, sizes, targets)), strict=True)
-        reading = [self._pool.submit(read, own, counts, out, to) for own, counts, to in shares]
-        wait(reading)  # also where one fails: the others still write to the room
-        for each in reading:
+        copying = [self._pool.submit(copy, own, counts, out, to) for own, counts, to in shares]
+        wait(copying)  # also where one fails: the others still write to the room
+        for each in copying:
             each.result()
 
 
@@ -200,7 +200,7 @@ def _read_parts(descriptors, bases, stops, starts, sizes, targets, i, out, buffe
     """Copy pieces of files, those of one after another; everything in bytes.
 
     Args:
-        descriptors: of the files; ``_NO_FILE`` stands for one that is 1 everywhere.
+        descriptors: of the files.
         bases: where each file starts among all.
         stops: number of the piece after each file's last.
         starts: where each piece starts among all files.
@@ -214,16 +214,11 @@ def _read_parts(descriptors, bases, stops, starts, sizes, targets, i, out, buffe
         The number of the next piece: the last of ``stops``, unless that piece cannot be read.
     """
     for k in range(len(descriptors)):
-        if descriptors[k] == _NO_FILE:
-            while i < stops[k]:
-                out[targets[i] : targets[i] + sizes[i]] = 1
-                i += 1
-        else:
-            i = _read_windows(
-                descriptors[k], bases[k], starts, sizes, targets, i, stops[k], out, buffer
-            )
-            if i < stops[k]:
-                break
+        i = _read_windows(
+            descriptors[k], bases[k], starts, sizes, targets, i, stops[k], out, buffer
+        )
+        if i < stops[k]:
+            break
     return i
 
 

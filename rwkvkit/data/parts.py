@@ -15,8 +15,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import SpooledTemporaryFile
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -32,6 +34,10 @@ MASK = "mask"
 _INDEX = "index"
 _REJECTS = "rejects"
 _RECORD = "json"
+
+_SLICE = 1 << 18  # documents of which the index is in memory at once
+_HELD = 1 << 20  # bytes of a column that a writer keeps in memory
+_COPIED = 1 << 20  # bytes that are copied, or checked, at once
 
 
 class PartRecord(Config):
@@ -60,6 +66,22 @@ class PartRecord(Config):
     a dead machine did not store; what the manifest vouches for has SHA-256."""
 
 
+class Index(NamedTuple):
+    """Documents that follow one another in a part.
+
+    Attributes:
+        offsets: byte offset of each one's line in its file, int64 [documents].
+        hashes: of each one's content, uint64 [documents, 2], if the part has them.
+        files: index of each one's file in the list of inputs, uint32 [documents].
+        sizes: tokens in each, the ending 0 included, int32 [documents].
+    """
+
+    offsets: NDArray[np.int64]
+    hashes: NDArray[np.uint64] | None
+    files: NDArray[np.uint32]
+    sizes: NDArray[np.int32]
+
+
 @dataclass(frozen=True)
 class Part:
     """A finished part.
@@ -74,26 +96,19 @@ class Part:
     number: int
     record: PartRecord
 
-    @property
-    def offsets(self) -> NDArray[np.int64]:
-        """Byte offset of each document's line in its file, [documents]."""
-        return self._column(np.int64, 0)
+    def index(self) -> Iterator[Index]:
+        """Yield the index of the documents, of many at a time.
 
-    @property
-    def hashes(self) -> NDArray[np.uint64]:
-        """Content hash of each document, [documents, 2]."""
-        assert self.record.hashed
-        return self._column(np.uint64, 8, 2).reshape(-1, 2)
-
-    @property
-    def files(self) -> NDArray[np.uint32]:
-        """Index of each document's file in the list of inputs, [documents]."""
-        return self._column(np.uint32, 24 if self.record.hashed else 8)
-
-    @property
-    def sizes(self) -> NDArray[np.int32]:
-        """Tokens in each document, the ending 0 included, [documents]."""
-        return self._column(np.int32, 28 if self.record.hashed else 12)
+        Raises:
+            OSError: it cannot be read.
+        """
+        count = self.record.documents
+        for first in range(0, count, _SLICE):
+            read = partial(self._column, first=first, count=min(_SLICE, count - first))
+            offsets = read(np.int64, 0)
+            hashes = read(np.uint64, 8, 2).reshape(-1, 2) if self.record.hashed else None
+            before = 24 if self.record.hashed else 8
+            yield Index(offsets, hashes, read(np.uint32, before), read(np.int32, before + 4))
 
     def path(self, suffix: str) -> Path:
         """Return where a file of the part lies."""
@@ -106,12 +121,12 @@ class Part:
                 for line in lines:
                     yield Reject(**json.loads(line))
 
-    def _column(self, dtype: type, before: int, width: int = 1) -> NDArray[Any]:
-        count = self.record.documents
-        if not count:
-            return np.empty(0, dtype)
-        path = self.path(_INDEX)
-        return np.fromfile(path, dtype, count * width, offset=before * count)
+    def _column(
+        self, dtype: type, before: int, width: int = 1, *, first: int, count: int
+    ) -> NDArray[Any]:
+        """Read a column, from its ``first`` document; ``before`` bytes a document precede it."""
+        offset = before * self.record.documents + width * np.dtype(dtype).itemsize * first
+        return np.fromfile(self.path(_INDEX), dtype, count * width, offset=offset)
 
 
 def part_path(folder: Path, number: int, suffix: str) -> Path:
@@ -144,6 +159,8 @@ def find_part(folder: Path, number: int) -> Part | None:
 class PartWriter:
     """Writes a part from encoded chunks; without ``finish`` the ``with`` block leaves nothing.
 
+    Memory use does not depend on the size: a compressed file is one part, however large.
+
     Raises:
         OSError: the part cannot be written.
     """
@@ -153,7 +170,10 @@ class PartWriter:
         self._number = number
         self._hashed = hashed
         self._sinks: dict[str, _Sink] = {}
-        self._columns: list[list[NDArray[Any]]] = [[], [], [], []]
+        self._columns = [
+            SpooledTemporaryFile(_HELD, dir=str(folder))  # noqa: SIM115
+            for _ in Index._fields
+        ]
         self._dtype = np.dtype(np.uint16)
         self.documents = self.tokens = self.lines = 0
         self.filtered = self.left_out = self.rejected = 0
@@ -164,13 +184,16 @@ class PartWriter:
     def __exit__(self, *_: object) -> None:
         for sink in self._sinks.values():
             sink.discard()
+        for column in self._columns:
+            column.close()
 
     def add(self, encoded: EncodedChunk) -> None:
         """Append the documents of a chunk."""
-        hashes = _hashes(encoded) if self._hashed else np.empty((0, 2), np.uint64)
-        arrays: list[NDArray[Any]] = [encoded.offsets, hashes, encoded.files, encoded.sizes]
-        for held, column in zip(self._columns, arrays, strict=True):
-            held.append(column)
+        hashes = _hashes(encoded) if self._hashed else None
+        index = Index(encoded.offsets, hashes, encoded.files, encoded.sizes)
+        for column, values in zip(self._columns, index, strict=True):
+            if values is not None:
+                column.write(values.data)
         self._dtype = encoded.tokens.dtype
         self._write(TOKENS, encoded.tokens)
         if encoded.mask is not None:
@@ -187,10 +210,10 @@ class PartWriter:
 
     def finish(self, inputs: dict[int, str]) -> Part:
         """Put the part in its place; ``inputs`` are the hashes of the files read whole."""
-        if self.documents:
-            for held in self._columns:
-                for column in held:
-                    self._write(_INDEX, column)
+        for column in self._columns:
+            column.seek(0)
+            while block := column.read(_COPIED):
+                self._write(_INDEX, block)
         checksums = {
             suffix: sink.keep(part_path(self._folder, self._number, suffix))
             for suffix, sink in self._sinks.items()
@@ -253,15 +276,13 @@ class _Sink:
 def _checksum(path: Path) -> str:
     checksum = xxhash.xxh3_64()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(_COPIED):
             checksum.update(block)
     return checksum.hexdigest()
 
 
 def _hashes(encoded: EncodedChunk) -> NDArray[np.uint64]:
-    """Return 128 bits for the content of each document: its own hash, or one of its tokens."""
-    if encoded.hashes is not None:
-        return encoded.hashes
+    """Return 128 bits for the tokens of each document, [documents, 2]."""
     data = encoded.tokens.data.cast("B") if len(encoded.tokens) else b""
     stops = (np.cumsum(encoded.sizes, dtype=np.int64) * encoded.tokens.itemsize).tolist()
     digests = [

@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ Tell = Callable[[Any], None]
 
 def ordered_map(
     start: Callable[[int], AbstractContextManager[Callable[[_Task, Tell], _Result]]],
-    tasks: Iterable[_Task],
+    tasks: Sequence[_Task],
     workers: int,
     tell: Tell = lambda _: None,
     *,
@@ -35,7 +35,7 @@ def ordered_map(
     Args:
         start: makes the function of the worker with that number, as a context around its use;
             called once in each worker. It must be picklable if there are processes.
-        tasks: what to work on; taken as workers become free.
+        tasks: what to work on; given out as workers become free.
         workers: how many; with 1, everything happens in this thread.
         tell: called in this process with whatever the function tells while it works.
         threads: how many of several workers are threads of this process, at least one.
@@ -95,29 +95,17 @@ class _Workers:
         for process in self._processes.values():
             process.join()
 
-    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        remaining = iter(tasks)
+    def map(self, tasks: Sequence[Any]) -> Iterator[Any]:
         free = [*self._processes, *reversed(self._threads)]
         busy: dict[Connection, int] = {}
         done: dict[int, tuple[Any, BaseException | None]] = {}
         given = following = 0
-        exhausted = False
-        while True:
-            while free and not exhausted:
-                try:
-                    task = next(remaining)
-                except StopIteration:
-                    exhausted = True
-                except Exception as error:  # waits for its turn, as a worker's would
-                    exhausted = True
-                    done[given] = None, error
-                else:
-                    connection = free.pop()
-                    self._send(connection, task)
-                    busy[connection] = given
-                    given += 1
-            if not busy and following not in done:
-                return
+        while following < len(tasks):
+            while free and given < len(tasks):
+                connection = free.pop()
+                self._send(connection, tasks[given])
+                busy[connection] = given
+                given += 1
             for ready in wait(list(busy), timeout=0 if following in done else None):
                 assert isinstance(ready, Connection)
                 kind, value = self._receive(ready)
@@ -177,6 +165,6 @@ def _serve(connection: Connection, start: Callable[[int], Any], number: int) -> 
                 answer = (function(task, tell), None)
             except RwkvkitError as error:
                 answer = (None, error)
-            except Exception:
+            except BaseException:  # sys.exit() too: it would end a thread without a word
                 answer = (None, RuntimeError(f"in a worker:\n{traceback.format_exc()}"))
             connection.send(("done", answer))

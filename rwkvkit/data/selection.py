@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvkit.data.buckets import KEY, Buckets, bucket_count
-from rwkvkit.data.corpus import DROPPED, TRAIN, VALIDATION, Corpus, Documents
+from rwkvkit.data.corpus import DROPPED, TRAIN, VALIDATION, Corpus, CorpusSlice
 from rwkvkit.data.order import SPLIT, below, make_keys
 
 _HASHED = np.dtype([(KEY, "<u8"), ("rest", "<u8"), ("document", "<i8")])
@@ -63,7 +63,7 @@ class Selection:
         if rules.dedup:
             self._drop_duplicates(folder / "hashes", memory)
 
-    def documents(self, fate: int, source: int | None = None) -> Iterator[Documents]:
+    def documents(self, fate: int, source: int | None = None) -> Iterator[CorpusSlice]:
         """Yield the documents of one fate, of one source or all, in natural order."""
         for documents in self._corpus.documents(source):
             if self._path is not None:
@@ -104,12 +104,12 @@ class Selection:
                 fates[documents] = DROPPED
                 del fates
 
-    def _stored(self, documents: Documents) -> NDArray[np.uint8]:
+    def _stored(self, documents: CorpusSlice) -> NDArray[np.uint8]:
         assert self._path is not None
         return np.fromfile(self._path, np.uint8, len(documents.sizes), offset=documents.first)
 
 
-def _fates(documents: Documents, rules: Rules) -> NDArray[np.uint8]:
+def _fates(documents: CorpusSlice, rules: Rules) -> NDArray[np.uint8]:
     count = len(documents.sizes)
     fates = np.full(count, TRAIN, np.uint8)
     if rules.validation:
@@ -120,7 +120,7 @@ def _fates(documents: Documents, rules: Rules) -> NDArray[np.uint8]:
     return fates
 
 
-def _chosen(documents: Documents, which: NDArray[Any]) -> Documents:
+def _chosen(documents: CorpusSlice, which: NDArray[Any]) -> CorpusSlice:
     return replace(
         documents,
         files=documents.files[which],

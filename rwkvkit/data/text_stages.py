@@ -98,7 +98,7 @@ def run_stage(stage: TextStage, documents: Documents, where: str) -> tuple[Docum
     try:
         after = list(stage.run(_unpacked(documents)))
         packed = _packed(after, documents)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(
             f"the stage {stage.key} failed: {type(error).__name__}: {error}",
             where=where,

@@ -8,7 +8,7 @@ the machine cannot hold the tokens in its cache of files, they go through the bu
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from rwkvkit.data.binidx_writer import BinidxWriter
 from rwkvkit.data.blocks import PIECE_BYTES, Block, by_key, in_order
 from rwkvkit.data.buckets import KEY, Buckets, bucket_count
-from rwkvkit.data.corpus import TRAIN, VALIDATION, Corpus, Documents
-from rwkvkit.data.gather import Gatherer, Reader, pick
+from rwkvkit.data.corpus import TRAIN, VALIDATION, Corpus, CorpusSlice
+from rwkvkit.data.gather import CopyDocuments, Gatherer, Reader, pick
 from rwkvkit.data.order import make_keys
 from rwkvkit.data.parts import MASK, TOKENS
 from rwkvkit.data.progress import Progress, Report
@@ -36,8 +36,8 @@ _SHARE = 8  # of the corpus that a block of short ones has: fewer read less, mor
 _CGROUP = Path("/sys/fs/cgroup/memory.max")  # of a container; "max" where there is no limit
 
 Shuffle = Literal["keys", "reference"]
-Read = Callable[[str, NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[np.int64]], None]
-"""Copies what documents hold in the files of a suffix, which comes first; see ``gather.Read``."""
+Copiers = dict[str, CopyDocuments]
+"""What copies documents from where they lie, by suffix."""
 Rooms = dict[str, NDArray[Any]]
 """Arrays to gather into, by suffix: memory that is new costs more than what is copied to it."""
 
@@ -100,6 +100,7 @@ class CorpusWriter:
         self._report = report
         self._suffixes = [TOKENS, MASK] if corpus.masked else [TOKENS]
         self._readers = {suffix: Reader(corpus, suffix) for suffix in self._suffixes}
+        self._copiers: Copiers = {suffix: each.read for suffix, each in self._readers.items()}
         self._block_bytes = self._choose_block(memory // 4)
 
     def __enter__(self) -> "CorpusWriter":
@@ -117,30 +118,32 @@ class CorpusWriter:
 
     def write_validation(self, prefix: Path) -> BinidxWriter:
         """Write the validation set, each document once in natural order; return the writer."""
-        some = list(self._selection.documents(VALIDATION))
-        total = sum(int(documents.sizes.sum(dtype=np.int64)) for documents in some)
+        total = sum(
+            int(documents.sizes.sum(dtype=np.int64))
+            for documents in self._selection.documents(VALIDATION)
+        )
         blocks = (
-            (self._read, block)
-            for documents in some
+            (self._copiers, block)
+            for documents in self._selection.documents(VALIDATION)
             for block in self._in_order(documents.places, documents.sizes)
         )
         return self._write(prefix, blocks, total)
 
-    def _passes(self, order: Order, n_entries: int) -> Iterator[tuple[Read, Block]]:
+    def _passes(self, order: Order, n_entries: int) -> Iterator[tuple[Copiers, Block]]:
         if order.shuffle is None:
             for _ in range(order.epochs):
                 for documents, _ in self._occurrences(order):
                     for block in self._in_order(documents.places, documents.sizes):
-                        yield self._read, block
+                        yield self._copiers, block
         elif order.shuffle == "reference":
             for places, sizes in self._reference_passes(order):
                 for block in self._in_order(places, sizes):
-                    yield self._read, block
+                    yield self._copiers, block
         else:
             for number in range(order.epochs):
                 yield from self._sorted_pass(order, number, n_entries)
 
-    def _occurrences(self, order: Order) -> Iterator[tuple[Documents, int]]:
+    def _occurrences(self, order: Order) -> Iterator[tuple[CorpusSlice, int]]:
         """Yield the documents of a pass in natural order, each with the number of its copy."""
         for source, repeat in enumerate(order.repeats):
             for copy in range(repeat):
@@ -166,14 +169,14 @@ class CorpusWriter:
 
     def _sorted_pass(
         self, order: Order, number: int, n_entries: int
-    ) -> Iterator[tuple[Read, Block]]:
+    ) -> Iterator[tuple[Copiers, Block]]:
         carried = self._carry_tokens()
         share = n_entries / max(self._corpus.n_documents, 1)
         n_bytes = _ENTRY_BYTES * n_entries + (round(share * self._token_bytes()) if carried else 0)
         count = bucket_count(n_bytes, self._memory)
         if count == 1:
             for block in self._by_key(*self._columns(order, number, n_entries)):
-                yield self._read, block
+                yield self._copiers, block
             return
         buckets = Buckets(self._folder / "pass", count, _ENTRY)
         rooms: Rooms = {}
@@ -184,20 +187,19 @@ class CorpusWriter:
             for bucket, own in buckets.add(entries):
                 if carried:
                     for block in self._in_order(entries["place"][own], entries["size"][own]):
-                        for suffix, data in self._gather(self._read, block, rooms).items():
+                        for suffix, data in self._gather(self._copiers, block, rooms).items():
                             buckets.append(bucket, suffix, data)
         for bucket in range(buckets.count):
             entries = buckets.take(bucket)
-            read = self._read
+            copiers = self._copiers
             if carried:
                 entries["place"] = np.cumsum(entries["size"], dtype=np.int64) - entries["size"]
-                held = {
-                    suffix: buckets.take_file(bucket, suffix, self._dtype(suffix))
+                copiers = {
+                    suffix: partial(pick, buckets.take_file(bucket, suffix, self._dtype(suffix)))
                     for suffix in self._suffixes
                 }
-                read = partial(_read_held, held)
             for block in self._by_key(*(entries[name].copy() for name in (KEY, "place", "size"))):
-                yield read, block
+                yield copiers, block
         buckets.close()
 
     def _columns(
@@ -237,9 +239,6 @@ class CorpusWriter:
     def _dtype(self, suffix: str) -> np.dtype[Any]:
         return self._corpus.dtype if suffix == TOKENS else np.dtype(np.uint8)
 
-    def _read(self, suffix: str, *documents: NDArray[Any]) -> None:
-        self._readers[suffix].read(*documents)
-
     def _choose_block(self, most: int) -> int:
         """Return how many bytes a block has: with more, fewer short documents are read alone."""
         n_bytes, n_documents = self._token_bytes(), self._corpus.n_documents
@@ -248,7 +247,7 @@ class CorpusWriter:
         return min(most, max(_BLOCK, (n_bytes + PIECE_BYTES * n_documents) // _SHARE + 1))
 
     def _write(
-        self, prefix: Path, blocks: Iterator[tuple[Read, Block]], n_tokens: int
+        self, prefix: Path, blocks: Iterator[tuple[Copiers, Block]], n_tokens: int
     ) -> BinidxWriter:
         """Gather blocks, while a thread writes and hashes the one before."""
         width = self._corpus.dtype.itemsize
@@ -265,15 +264,15 @@ class CorpusWriter:
                 documents, done = writer.n_documents, writer.n_tokens
                 self._report(Progress("write", width * done, width * n_tokens, documents, done, 0))
 
-            for number, (read, block) in enumerate(blocks):
-                gathered = self._gather(read, block, rooms[number % 2])
+            for number, (copiers, block) in enumerate(blocks):
+                gathered = self._gather(copiers, block, rooms[number % 2])
                 wait()
                 tokens, mask = gathered[TOKENS], gathered.get(MASK)
                 written = thread.submit(writer.add_many, tokens, block.ordered, mask)
             wait()
         return writer
 
-    def _gather(self, read: Read, block: Block, rooms: Rooms) -> Rooms:
+    def _gather(self, copiers: Copiers, block: Block, rooms: Rooms) -> Rooms:
         """Return what the documents of a block hold, one after another; it lies in ``rooms``."""
         count = block.n_tokens
         gathered = {}
@@ -282,18 +281,14 @@ class CorpusWriter:
                 most = self._block_bytes // self._token_width()
                 rooms[suffix] = np.empty(max(count, most), self._dtype(suffix))
             gathered[suffix] = rooms[suffix][:count]
-            self._gatherer.gather(partial(read, suffix), block, gathered[suffix])
+            self._gatherer.gather(copiers[suffix], block, gathered[suffix])
         return gathered
 
 
-def _keys(order: Order, number: int, documents: Documents, copy: int) -> NDArray[np.uint64]:
+def _keys(order: Order, number: int, documents: CorpusSlice, copy: int) -> NDArray[np.uint64]:
     """Return the keys of documents for the pass of that number."""
     words = (number, documents.source, documents.files, documents.offsets, copy)
     return make_keys(order.seed, words, len(documents.sizes))
-
-
-def _read_held(held: Rooms, suffix: str, *documents: NDArray[Any]) -> None:
-    pick(held[suffix], *documents)
 
 
 def _cache_bytes() -> int:

@@ -119,6 +119,11 @@ def test_sizes_must_sum_up(tmp_path):
         w.add_many([1, 2], [1, 2])
     with pytest.raises(DataError, match="a document has"), BinidxWriter(tmp_path / "d") as w:
         w.add_many([], [2**31])
+    with (
+        pytest.raises(ValueError, match="a size is negative: -1"),
+        BinidxWriter(tmp_path / "d") as w,
+    ):
+        w.add_many([1, 2], [3, -1])
 
 
 def test_a_failure_leaves_the_old_pair(tmp_path):

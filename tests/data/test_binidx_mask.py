@@ -1,5 +1,6 @@
 """The mask beside a pair: written with it, read in the same places, and never wildly."""
 
+import errno
 import hashlib
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkvkit import BinidxWriter, open_binidx
+from rwkvkit import BinidxWriter, files, open_binidx
 from rwkvkit.errors import DataError
 
 
@@ -57,6 +58,18 @@ def test_a_failure_leaves_the_old_one(prefix):
         w.add([1], [2])
     assert open_binidx(prefix).mask(0, 6).tolist() == [0, 1, 1, 0, 1, 0]
     assert len(list(prefix.parent.iterdir())) == 3
+
+
+def test_a_new_pair_that_cannot_take_its_place_leaves_the_old_one(prefix, monkeypatch):
+    before = {path.name: path.read_bytes() for path in prefix.parent.iterdir()}
+
+    def refuse(path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left"), BinidxWriter(prefix) as writer:
+        writer.add([1])
+    assert {path.name: path.read_bytes() for path in prefix.parent.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,13 @@ def test_blocks_of_hashed_keys_are_about_as_large_as_they_may_be():
     assert all((np.diff(block.places) > 0).all() for block in blocks)  # as they lie
 
 
+def test_sizes_are_counted_in_64_bits():
+    """Whatever numpy makes of an int32 array times a number: 1.26 keeps it int32."""
+    places = np.arange(3) << 30
+    blocks = list(in_order(places, np.full(3, 2**30, np.int32), 2, 1 << 24))
+    assert [block.places.tolist() for block in blocks] == [[place] for place in places.tolist()]
+
+
 @pytest.mark.parametrize("n_bytes", [1, 500, 10**4])
 def test_documents_in_order_stay_in_order(n_bytes):
     sizes = np.random.default_rng(0).integers(1, 200, 300).astype(np.int32)

@@ -29,6 +29,8 @@ def work(number: int, task: tuple[str, int], tell) -> tuple[int, int]:
         raise DataError("bad", where=f"task {value}", hint="mend it")
     elif kind == "crash" and number:  # the first worker lives in the test's process
         os._exit(value)
+    elif kind == "exit":
+        raise SystemExit(value)
     elif kind == "bug":
         raise ZeroDivisionError("a bug")
     return number, value
@@ -53,17 +55,6 @@ def test_the_first_error_in_order_is_raised(workers):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_an_error_among_the_tasks_waits_for_its_turn(workers):
-    def tasks():
-        yield "sleep", 100
-        yield "fail", 1
-        raise OSError("no more tasks")
-
-    with pytest.raises(DataError, match="bad"):
-        list(ordered_map(start, tasks(), workers))
-
-
-@pytest.mark.parametrize("workers", [1, 3])
 def test_what_the_work_tells_arrives(workers):
     told = []
     list(ordered_map(start, [("sleep", i) for i in range(10)], workers, told.append))
@@ -83,6 +74,12 @@ def test_a_dead_worker_is_an_error_with_its_exit_code():
 def test_a_bug_in_a_worker_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
         list(ordered_map(start, [("bug", 0)] * 2, 2))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_work_that_ends_its_worker_is_an_error(threads):
+    with pytest.raises(RuntimeError, match="SystemExit: 3"):
+        list(ordered_map(start, [("exit", 3)] * 2, 2, threads=threads))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -137,6 +137,8 @@ class Wrong(TextStage):
                 yield Document((), 0, 0)
             if self.what == "segments":
                 yield Document((Segment("a", True), Segment("b", True)), 0, 0)
+            if self.what == "exit":
+                sys.exit("no")
             if self.what == "surrogate":
                 yield document.with_text("\ud800")
 
@@ -178,6 +180,7 @@ def test_a_conversation_keeps_its_mask(run, jsonl):
     ("what", "message"),
     [
         ("raise", "Wrong failed: KeyError: 'no such thing'"),
+        ("exit", "Wrong failed: SystemExit: no"),
         ("number", "it yielded int, not a Document"),
         ("empty", "a document without segments"),
         ("segments", "only a conversation has several segments"),
