@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 import zstandard
 
 from rwkvkit.data import remote
-from rwkvkit.data.inputs import Compression, InputFile
+from rwkvkit.data.inputs import Compression, InputFile, unreadable
 from rwkvkit.data.tasks import Task
 from rwkvkit.errors import DataError
 
@@ -210,11 +210,7 @@ def opened(file: InputFile) -> Iterator[BinaryIO]:
             hint="fetch or compress the file again",
         ) from error
     except OSError as error:
-        raise DataError(
-            f"cannot be read: {error.strerror or error}",
-            where=file.name,
-            hint="check that the file exists and that you may read it",
-        ) from error
+        raise unreadable(file.name, error) from error
 
 
 def decompressed(

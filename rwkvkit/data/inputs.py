@@ -14,7 +14,7 @@ from rwkvkit.data import remote
 from rwkvkit.data.chat import Loss
 from rwkvkit.data.forms import Form
 from rwkvkit.data.sources import DatasetName, Format, Source
-from rwkvkit.errors import DataError, RecipeError
+from rwkvkit.errors import DataError, RecipeError, UnreachableError
 
 Compression = Literal["gzip", "zstd"]
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
@@ -78,31 +78,27 @@ class InputFile:
         """Return its size, and what changes when its content does.
 
         Raises:
-            DataError: it cannot be reached.
+            UnreachableError: it cannot be reached.
         """
         if self.dataset is not None:
             return 0, ""
         if remote.is_remote(self.path):
             return remote.touched(self.path)
-        try:
-            stat = Path(self.path).stat()
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", where=self.name) from error
+        stat = _stat(self.path, self.name)
         return stat.st_size, stat.st_mtime_ns
 
     def unchanged_since(self, time_ns: int) -> bool:
         """Say whether it is known that nobody changed it after a time, on the file system's clock.
 
         Raises:
-            OSError: it cannot be reached.
-            DataError: the same, on another machine.
+            UnreachableError: it cannot be reached.
         """
         if self.dataset is not None:
             return True
         if remote.is_remote(self.path):
             modified = remote.modified_ns(self.path)
             return modified is None or modified < time_ns
-        stat = Path(self.path).stat()
+        stat = _stat(self.path, self.name)
         return max(stat.st_mtime_ns, stat.st_ctime_ns) < time_ns
 
 
@@ -122,6 +118,15 @@ def find_files(
     return [
         file for number, source in enumerate(sources) for file in _find(source, number, exclude)
     ]
+
+
+def unreadable(name: str, error: OSError) -> UnreachableError:
+    """Return the error for an input that the system does not let be read."""
+    return UnreachableError(
+        f"cannot be read: {error.strerror or error}",
+        where=name,
+        hint="check that the file exists and that you may read it",
+    )
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
@@ -242,10 +247,14 @@ def _format(path: str, source: Source) -> Format:
 def _size(path: str) -> int:
     if remote.is_remote(path):
         return remote.touched(path)[0]
+    return _stat(path, path).st_size
+
+
+def _stat(path: str, name: str) -> os.stat_result:
     try:
-        return Path(path).stat().st_size
+        return Path(path).stat()
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=path) from error
+        raise unreadable(name, error) from error
 
 
 def _standard_library() -> list[tuple[str, str]]:

@@ -212,10 +212,7 @@ def input_change(old: Manifest, inputs: Sequence[InputFile], built_ns: int) -> s
 
 
 def _unchanged(file: InputFile, record: FileRecord, built_ns: int) -> bool:
-    try:
-        return file.unchanged_since(built_ns) or hash_file(file) == record.sha256
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=file.name) from error
+    return file.unchanged_since(built_ns) or hash_file(file) == record.sha256
 
 
 def _word(value: Any) -> str:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import zstandard
 
-from rwkvkit.errors import DataError, RecipeError, RwkvkitError, SetupError
+from rwkvkit.errors import DataError, RecipeError, RwkvkitError, SetupError, UnreachableError
 
 _PACKAGES = {
     "s3": "s3fs",
@@ -43,7 +43,7 @@ def find(path: str) -> list[str]:
     """Return the files that a path means: itself, those of a glob, or all in a folder.
 
     Raises:
-        DataError: the place cannot be reached.
+        UnreachableError: the place cannot be reached.
         SetupError: the package for its protocol is not installed.
         RecipeError: there is no such protocol.
     """
@@ -67,7 +67,7 @@ def opened(path: str) -> Iterator[BinaryIO]:
     """Open a file to read and seek in.
 
     Raises:
-        DataError: it cannot be read.
+        UnreachableError: it cannot be read.
         SetupError, RecipeError: as in ``find``.
     """
     with _reached(path):
@@ -80,7 +80,8 @@ def touched(path: str) -> tuple[int, str]:
     """Return the size of a file in bytes, and a word that changes when its content does.
 
     Raises:
-        DataError: it cannot be reached, or its size is not known there.
+        UnreachableError: it cannot be reached.
+        DataError: its size is not known there.
         SetupError, RecipeError: as in ``find``.
     """
     with _reached(path):
@@ -134,7 +135,7 @@ def _reached(path: str) -> Iterator[None]:
                 hint="such as s3://, gs://, https://; a local path needs none",
             ) from error
         words = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
+        raise UnreachableError(
             f"cannot be read: {words}",
             where=path,
             hint="check the address, the network, and your credentials",

@@ -153,6 +153,32 @@ def test_a_remote_file_that_changes(build, memory):
     assert build("memory://a.jsonl").status().reason == "input memory://a.jsonl changed"
 
 
+def test_what_was_made_outlives_a_network_that_fails(build, memory, monkeypatch, tmp_path):
+    for number in range(3):
+        memory.pipe(f"/d/{number}.jsonl", LINES)
+    open_file = type(memory)._open
+
+    def fail(self, path, *others, **more):
+        if path.endswith("2.jsonl"):
+            raise TimeoutError("connection timed out")
+        return open_file(self, path, *others, **more)
+
+    made = build("memory://d/*.jsonl")
+    monkeypatch.setattr(type(memory), "_open", fail)
+    with pytest.raises(DataError, match="cannot be read: connection timed out"):
+        made.run()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*.json")}
+    assert len(kept) == 2
+    monkeypatch.undo()
+
+    def compare(progress):
+        if progress.phase == "write":
+            assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+    made.run(progress=compare)
+    assert written(tmp_path / "out" / "data") == TEXTS * 3
+
+
 def test_what_is_wrong_with_a_remote_path_is_said(build, memory, monkeypatch):
     with pytest.raises(DataError, match="no file matches") as caught:
         build("memory://none.jsonl").describe()
