@@ -9,13 +9,14 @@ from pathlib import Path
 
 import rwkvkit
 from rwkvkit.data import manifest as manifests
+from rwkvkit.data import remote
 from rwkvkit.data.binidx import bin_path
 from rwkvkit.data.chain import Chain
 from rwkvkit.data.chunks import CHUNK_BYTES, changed, hash_file
 from rwkvkit.data.encoding import Run, TaskWork, encode_tasks, run_local, writing
 from rwkvkit.data.finish import SUFFIXES, finish
 from rwkvkit.data.inputs import InputFile
-from rwkvkit.data.manifest import FileRecord, Manifest, manifest_path
+from rwkvkit.data.manifest import InputRecord, Manifest, manifest_path
 from rwkvkit.data.process import shared_interpreter
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.shards import Shard, check_complete, note_count
@@ -105,10 +106,10 @@ class Build:
                 return Status(False, f"output {path} is gone")
             if path.stat().st_size != output.bytes:
                 return Status(False, f"output {path} has another size")
-        built_ns = manifest_path(self.prefix).stat().st_mtime_ns
+        read_ns = manifest_path(self.prefix).stat().st_mtime_ns
         change = manifests.recipe_change(
             old, self._chain.records(), self._chain.seed, self._chain.ctx_len
-        ) or manifests.input_change(old, self._inputs(), built_ns)
+        ) or manifests.input_change(old, self._inputs(), read_ns)
         return Status(False, change) if change else Status(True, "recipe and inputs unchanged")
 
     def fingerprint(self) -> str:
@@ -118,7 +119,7 @@ class Build:
             DataError: the inputs cannot be found or read.
         """
         inputs = [
-            FileRecord(path=file.name, bytes=file.size, sha256=hash_file(file))
+            InputRecord(path=file.name, bytes=file.size, sha256=hash_file(file))
             for file in self._inputs()
         ]
         return manifests.fingerprint(
@@ -173,8 +174,13 @@ class Build:
                 check_complete(folder, tasks)
             work = self._task_work(folder)
             parts = encode_tasks(tasks, work, run=executor or run_local(count), report=report)
+            made = manifest_path(folder / self.prefix.name)
+            made.touch()
+            read_ns = made.stat().st_mtime_ns
             _check_unchanged(inputs, before)
             manifest = finish(self._chain, folder, inputs, tasks, parts, memory, count, report)
+            # Writing may take hours; an input that changed meanwhile is to be newer than this.
+            os.utime(made, ns=(read_ns, read_ns))
             publish(folder, self.prefix, SUFFIXES)
         return manifest
 
@@ -240,6 +246,7 @@ class Build:
 
 
 def _check_unchanged(inputs: list[InputFile], before: list[tuple[int, int | str]]) -> None:
+    remote.forget_listings(file.path for file in inputs if remote.is_remote(file.path))
     for file, was in zip(inputs, before, strict=True):
         if file.touched() != was or was[0] != file.size:
             raise changed(file)

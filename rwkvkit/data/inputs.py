@@ -45,6 +45,7 @@ class InputFile:
         loss: which of its tokens count in the loss.
         separator: what stands between the documents of a text file; None where it is one document.
         dataset: the dataset that stands for a file, with the size 0.
+        tag: what the server of a remote file calls its content, or None.
     """
 
     path: str
@@ -58,6 +59,7 @@ class InputFile:
     loss: Loss
     separator: bytes | None = None
     dataset: DatasetName | None = None
+    tag: str | None = None
 
     @property
     def is_table(self) -> bool:
@@ -97,7 +99,7 @@ class InputFile:
             return True
         if remote.is_remote(self.path):
             modified = remote.modified_ns(self.path)
-            return modified is None or modified < time_ns
+            return modified is not None and modified < time_ns
         stat = _stat(self.path, self.name)
         return max(stat.st_mtime_ns, stat.st_ctime_ns) < time_ns
 
@@ -153,23 +155,27 @@ def _find(source: Source, number: int, exclude: Collection[str]) -> list[InputFi
         raise DataError(
             "no file matches" if source.path else "the standard library has no source files here",
             where=source.name,
-            hint=f"the working folder is {Path.cwd()}",
+            hint="check the address, and what lies there"
+            if source.path and remote.is_remote(source.path)
+            else f"the working folder is {Path.cwd()}",
         )
+    facts = [(0, None) if source.dataset else _size_and_tag(path) for path, _ in found]
     return [
         InputFile(
             path=path,
             name=name,
             source=number,
             number=i,
-            size=0 if source.dataset else _size(path),
+            size=size,
             format=_format(path, source),
             compression=_COMPRESSIONS.get(_suffix(path)),
             form=source.form,
             loss=source.counted,
             separator=source.separator.encode() if source.separator else None,
             dataset=source.dataset,
+            tag=tag,
         )
-        for i, (path, name) in enumerate(found)
+        for i, ((path, name), (size, tag)) in enumerate(zip(found, facts, strict=True))
     ]
 
 
@@ -244,10 +250,10 @@ def _format(path: str, source: Source) -> Format:
     return found
 
 
-def _size(path: str) -> int:
+def _size_and_tag(path: str) -> tuple[int, str | None]:
     if remote.is_remote(path):
-        return remote.touched(path)[0]
-    return _stat(path, path).st_size
+        return remote.size_and_tag(path)
+    return _stat(path, path).st_size, None
 
 
 def _stat(path: str, name: str) -> os.stat_result:
@@ -260,11 +266,11 @@ def _stat(path: str, name: str) -> os.stat_result:
 def _standard_library() -> list[tuple[str, str]]:
     """Return path and name of the standard library's UTF-8 sources that are no tests."""
     root = Path(sysconfig.get_path("stdlib"))
-    names = sorted(
+    names = [
         path.relative_to(root).as_posix()
         for path in root.rglob("*.py")
         if not _NOT_STDLIB.intersection(path.relative_to(root).parts)
-    )
+    ]
     return [
         (str(root / name), f"python-stdlib/{name}")
         for name in sorted(names, key=natural_key)
