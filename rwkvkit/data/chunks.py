@@ -114,11 +114,9 @@ def hash_file(file: InputFile, tell: Callable[[], object] = bool) -> str:
     return digest.hexdigest()
 
 
-def line_range(raw: BinaryIO, task: Task) -> tuple[int, int]:
-    """Return where the lines of a task start and stop, for an opened plain jsonl file."""
-    size = task.files[0].size
-    start = _next_line(raw, task.start, size) if task.start else 0
-    return start, _next_line(raw, task.stop, size)
+def first_line(raw: BinaryIO, task: Task) -> int:
+    """Return where the first line of a task starts, or the next one's, in a plain jsonl file."""
+    return _next_line(raw, task.start, task.files[0].size) if task.start else 0
 
 
 def _text_chunks(task: Task, chunk_bytes: int, hashed: dict[int, str]) -> Iterator[Chunk]:
@@ -143,18 +141,20 @@ def _line_chunks(task: Task, chunk_bytes: int, hashed: dict[int, str]) -> Iterat
     file = task.files[0]
     digest = hashlib.sha256() if task.whole else None
     with opened(file) as raw:
-        start, end = line_range(raw, task)
-        told = task.start
-        while start < end:
+        start, told = first_line(raw, task), task.start
+        raw.seek(start)
+        while start < task.stop:
             # At least one byte, however small the chunks: a cut always moves on.
-            stop = _next_line(raw, start + max(chunk_bytes, 1), end)
-            raw.seek(start)
-            data = raw.read(stop - start)
-            if len(data) < stop - start:
+            wanted = min(max(chunk_bytes, 1), task.stop - start)
+            data = raw.read(wanted)
+            if len(data) < wanted:
                 raise changed(file)
+            if not data.endswith(b"\n"):
+                data += raw.readline(file.size - start - wanted)
             if digest:
                 digest.update(data)
-            done = task.stop if stop == end else min(stop, task.stop)
+            stop = start + len(data)
+            done = min(stop, task.stop)
             yield Chunk(task.first_file, task.files, start, stop, data, input_bytes=done - told)
             start, told = stop, done
     if digest:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from rwkvkit.data.chunk_work import ChunkWork
-from rwkvkit.data.chunks import Chunk, count_lines, hash_file, line_range, opened, task_chunks
+from rwkvkit.data.chunks import Chunk, count_lines, first_line, hash_file, opened, task_chunks
 from rwkvkit.data.documents import Reject
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.parts import Part, PartWriter, find_part, read_record
@@ -90,8 +90,8 @@ class TaskWork:
         elif task.start:
             known, counted = self._known_lines(task)
             with opened(task.files[0]) as raw:
-                start, _ = line_range(raw, task)
-                first, _ = line_range(raw, replace(task, start=counted))
+                start = first_line(raw, task)
+                first = first_line(raw, replace(task, start=counted))
             before = known + count_lines(task.files[0], first, start)
         skip = "on_error: skip leaves such lines out"
         file = task.files[reject.file - task.first_file]

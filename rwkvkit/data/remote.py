@@ -4,6 +4,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -25,6 +26,8 @@ _PACKAGES = {
     "sftp": "paramiko",
 }
 _TAGS = ("ETag", "etag", "Content-MD5", "Digest", "Last-Modified")  # of ``info``, the best first
+_BLOCK = 8 << 20  # bytes fetched ahead; those beyond the end of a range are for nothing
+_READ = 128 << 10
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -74,8 +77,8 @@ def opened(path: str) -> Iterator[BinaryIO]:
     """
     with _reached(path):
         system, inner = _system(path)
-        with system.open(inner, "rb") as raw:
-            yield raw
+        with system.open(inner, "rb", block_size=_BLOCK) as raw, BufferedReader(raw, _READ) as file:
+            yield file
 
 
 def forget_listings(paths: Iterable[str]) -> None:
