@@ -19,6 +19,7 @@ from rwkvkit.errors import DataError
 
 CHUNK_BYTES = 4 << 20  # smaller ones cost more than their text, larger ones leave the cache
 _READ = 128 << 10
+_WINDOW = 1 << 31  # of zstd, the longest there is (`--long=31`); 128 MiB unless it is told
 _T = TypeVar("_T")
 
 
@@ -231,7 +232,8 @@ def decompressed(
                     block = block.lstrip(b"\0")  # padding
                     decoder = zlib.decompressobj(wbits=31) if block else None
                 else:
-                    decoder = zstandard.ZstdDecompressor().decompressobj()
+                    unpacker = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
+                    decoder = unpacker.decompressobj()
                 continue
             yield decoder.decompress(block)
             block = decoder.unused_data if decoder.eof else b""
