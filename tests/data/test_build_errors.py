@@ -8,7 +8,7 @@ import pytest
 
 from rwkvkit import open_binidx
 from rwkvkit.data.build import Build
-from rwkvkit.errors import DataError, RecipeError, SetupError
+from rwkvkit.errors import DataError, RecipeError, SetupError, UsageError
 
 SKIP = "on_error: skip leaves such lines out"
 BAD_LINES = [
@@ -165,6 +165,15 @@ def test_an_input_that_goes_away_or_grows(build, jsonl, tmp_path):
 def test_a_chain_that_cannot_work():
     with pytest.raises(RecipeError, match="the chain writes nothing"):
         Build([], seed=1, ctx_len=16)
+
+
+@pytest.mark.parametrize("limits", [{"workers": 0}, {"workers": -1}, {"memory": 3}])
+def test_too_few_workers_and_too_little_memory(build, jsonl, tmp_path, limits):
+    made = build(jsonl("in.jsonl", ["x"] * 50), repeat={})
+    with pytest.raises(UsageError, match=r"1 worker at least|too little memory") as caught:
+        made.run(**limits)
+    assert caught.value.hint
+    assert leftovers(tmp_path) == ["in.jsonl"]
 
 
 def test_a_missing_vocabulary(build, jsonl, tmp_path):
