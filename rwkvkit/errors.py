@@ -50,6 +50,10 @@ class DataError(RwkvkitError):
     exit_code = 4
 
 
+class UnreachableError(DataError):
+    """An input cannot be read now, which says nothing about its content (exit code 4)."""
+
+
 class SetupError(RwkvkitError):
     """The machine lacks what is needed: space, permission, a package, a device (exit code 5)."""
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from rwkvkit.data.build import MEMORY
+from rwkvkit.data.build import LEAST_MEMORY, MEMORY
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -48,6 +48,9 @@ class Bytes(click.ParamType):
 
     name = "SIZE"
 
+    def __init__(self, least: int) -> None:
+        self._least = least
+
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> int:
@@ -57,12 +60,16 @@ class Bytes(click.ParamType):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value, re.IGNORECASE)
         if not found:
             self.fail(f"{value!r} is no size such as 512MiB or 2GiB", parameter, context)
-        return int(float(found[1]) * _UNITS[found[2].upper()])
+        n_bytes = int(float(found[1]) * _UNITS[found[2].upper()])
+        if n_bytes < self._least:
+            few = f"{value!r} is less than {self._least:,} bytes: write a unit, as in 2GiB"
+            self.fail(few, parameter, context)
+        return n_bytes
 
 
 memory_option = click.option(
     "--memory",
-    type=Bytes(),
+    type=Bytes(LEAST_MEMORY),
     default=MEMORY,
     help="Memory for putting documents in order; 2GiB unless given. The bytes do not depend on it.",
 )

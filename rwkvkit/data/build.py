@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rwkvkit
+from rwkvkit.data import card, remote
 from rwkvkit.data import manifest as manifests
 from rwkvkit.data.binidx import bin_path
 from rwkvkit.data.chain import Chain
@@ -15,22 +16,26 @@ from rwkvkit.data.chunks import CHUNK_BYTES, changed, hash_file
 from rwkvkit.data.encoding import Run, TaskWork, encode_tasks, run_local, writing
 from rwkvkit.data.finish import SUFFIXES, finish
 from rwkvkit.data.inputs import InputFile
-from rwkvkit.data.manifest import FileRecord, Manifest, manifest_path
+from rwkvkit.data.manifest import InputRecord, Manifest, manifest_path
 from rwkvkit.data.process import shared_interpreter
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.shards import Shard, check_complete, note_count
 from rwkvkit.data.stages import Stage
 from rwkvkit.data.tasks import Task, make_tasks
 from rwkvkit.data.workspace import publish, shared_workspace, workspace
-from rwkvkit.errors import DataError
+from rwkvkit.errors import DataError, UsageError
+from rwkvkit.resources import cores
 
 MEMORY = 2 << 30
 """Bytes that the data of a build may take in memory, unless told otherwise."""
 
+LEAST_MEMORY = 1 << 10
+"""The least bytes that make sense for it."""
+
 _SMALL = 64 << 20  # input bytes that this process encodes before workers would have started
 _EXPANSION = 4  # how much compressed text counts for more than its size
 
-__all__ = ["MEMORY", "Build", "Progress", "Status"]
+__all__ = ["LEAST_MEMORY", "MEMORY", "Build", "Progress", "Status"]
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,10 @@ class Build:
                 return Status(False, f"output {path} is gone")
             if path.stat().st_size != output.bytes:
                 return Status(False, f"output {path} has another size")
-        built_ns = manifest_path(self.prefix).stat().st_mtime_ns
+        read_ns = manifest_path(self.prefix).stat().st_mtime_ns
         change = manifests.recipe_change(
             old, self._chain.records(), self._chain.seed, self._chain.ctx_len
-        ) or manifests.input_change(old, self._inputs(), built_ns)
+        ) or manifests.input_change(old, self._inputs(), read_ns)
         return Status(False, change) if change else Status(True, "recipe and inputs unchanged")
 
     def fingerprint(self) -> str:
@@ -118,7 +123,7 @@ class Build:
             DataError: the inputs cannot be found or read.
         """
         inputs = [
-            FileRecord(path=file.name, bytes=file.size, sha256=hash_file(file))
+            InputRecord(path=file.name, bytes=file.size, sha256=hash_file(file))
             for file in self._inputs()
         ]
         return manifests.fingerprint(
@@ -154,10 +159,15 @@ class Build:
             DataError: an input is missing, unreadable or wrong, with file and line; no document at
                 all; the corpus too small for ctx_len.
             SetupError: the output cannot be written.
-            UsageError: parts are missing at a merge.
+            UsageError: parts are missing at a merge; workers below 1, or memory below 1 KiB.
         """
+        if memory < LEAST_MEMORY:
+            raise UsageError(
+                f"too little memory for a build: {memory} bytes",
+                hint=f"it takes {LEAST_MEMORY:,} bytes at least; {MEMORY:,} unless told otherwise",
+            )
         inputs = self._inputs()
-        count = workers or _default_workers(inputs)
+        count = _n_workers(workers, inputs)
         report = progress or (lambda _: None)
         tasks = make_tasks(inputs, self._task_bytes)
         before = [file.touched() for file in inputs]
@@ -173,8 +183,13 @@ class Build:
                 check_complete(folder, tasks)
             work = self._task_work(folder)
             parts = encode_tasks(tasks, work, run=executor or run_local(count), report=report)
+            made = manifest_path(folder / self.prefix.name)
+            made.touch()
+            read_ns = made.stat().st_mtime_ns
             _check_unchanged(inputs, before)
             manifest = finish(self._chain, folder, inputs, tasks, parts, memory, count, report)
+            # Writing may take hours; an input that changed meanwhile is to be newer than this.
+            os.utime(made, ns=(read_ns, read_ns))
             publish(folder, self.prefix, SUFFIXES)
         return manifest
 
@@ -196,13 +211,14 @@ class Build:
         Raises:
             DataError: an input is missing, unreadable or wrong, with file and line.
             SetupError: the parts cannot be written, or a build runs that is no shard.
+            UsageError: workers below 1.
         """
         inputs = self._inputs()
         tasks = make_tasks(inputs, self._task_bytes)
         own = [task for task in tasks if shard.owns(task)]
         before = [file.touched() for file in inputs]
         self._chain.work.load()
-        count = workers or _default_workers(inputs)
+        count = _n_workers(workers, inputs)
         fingerprint = self._work_fingerprint(inputs, tasks, before)
         with (
             writing(self.prefix),
@@ -235,18 +251,29 @@ class Build:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _inputs(self) -> list[InputFile]:
-        own = {os.path.realpath(f"{self.prefix}{suffix}") for suffix in SUFFIXES}
+        suffixes = (*SUFFIXES, card.SUFFIX, card.PLOT_SUFFIX)
+        own = {os.path.realpath(f"{self.prefix}{suffix}") for suffix in suffixes}
         return self._chain.read.files(exclude=own)
 
 
 def _check_unchanged(inputs: list[InputFile], before: list[tuple[int, int | str]]) -> None:
+    remote.forget_listings(file.path for file in inputs if remote.is_remote(file.path))
     for file, was in zip(inputs, before, strict=True):
         if file.touched() != was or was[0] != file.size:
             raise changed(file)
 
 
+def _n_workers(told: int | None, inputs: list[InputFile]) -> int:
+    if told is not None and told < 1:
+        raise UsageError(
+            f"a build takes 1 worker at least, not {told}",
+            hint="leave workers out for one a core",
+        )
+    return told or _default_workers(inputs)
+
+
 def _default_workers(inputs: list[InputFile]) -> int:
     if any(file.dataset for file in inputs):
-        return os.cpu_count() or 1
+        return cores()
     work = sum(file.size * (_EXPANSION if file.compression else 1) for file in inputs)
-    return 1 if work < _SMALL else os.cpu_count() or 1
+    return 1 if work < _SMALL else cores()

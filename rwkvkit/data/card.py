@@ -44,7 +44,11 @@ def write_card(prefix: Path, tokenizer: "Tokenizer") -> None:
     """
     manifest = read_manifest(prefix)
     if manifest is None:
-        raise DataError("there is no manifest to make a card from", where=str(prefix))
+        raise DataError(
+            "there is no manifest to make a card from",
+            where=str(prefix),
+            hint="build the dataset with rwkvkit prepare, which leaves one",
+        )
     data = open_binidx(prefix)
     plot = prefix.with_name(prefix.name + PLOT_SUFFIX)
     with files.replacing(plot) as temporary:
@@ -80,14 +84,19 @@ def _facts(name: str, manifest: Manifest) -> list[str]:
     lines += ["", "| stage | settings |", "|---|---|"]
     for record in manifest.prepare:
         shown = ", ".join(f"{key}: {_short(value)}" for key, value in record.settings.items())
-        lines.append(f"| {record.stage} | {shown} |")
+        lines.append(f"| {record.stage} | {_cell(shown)} |")
     lines += ["", "| input | bytes | sha256 |", "|---|--:|---|"]
     shown_inputs = manifest.inputs[:_MOST_INPUTS]
-    lines += [f"| {file.path} | {file.bytes:,} | `{file.sha256}` |" for file in shown_inputs]
+    lines += [f"| {_cell(file.path)} | {file.bytes:,} | `{file.sha256}` |" for file in shown_inputs]
     if rest := manifest.inputs[_MOST_INPUTS:]:
         n_bytes = sum(file.bytes for file in rest)
         lines.append(f"| {len(rest):,} more, all in the manifest | {n_bytes:,} | |")
     return lines
+
+
+def _cell(text: str) -> str:
+    """Return text that stays within its cell of a table."""
+    return text.translate({ord("|"): r"\|", ord("\n"): r"\n", ord("\r"): r"\r"})
 
 
 def _short(value: Any) -> str:

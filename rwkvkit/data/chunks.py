@@ -13,12 +13,13 @@ from typing import Any, BinaryIO, TypeVar
 import zstandard
 
 from rwkvkit.data import remote
-from rwkvkit.data.inputs import Compression, InputFile
+from rwkvkit.data.inputs import Compression, InputFile, unreadable
 from rwkvkit.data.tasks import Task
 from rwkvkit.errors import DataError
 
 CHUNK_BYTES = 4 << 20  # smaller ones cost more than their text, larger ones leave the cache
 _READ = 128 << 10
+_WINDOW = 1 << 31  # of zstd, the longest there is (`--long=31`); 128 MiB unless it is told
 _T = TypeVar("_T")
 
 
@@ -114,11 +115,9 @@ def hash_file(file: InputFile, tell: Callable[[], object] = bool) -> str:
     return digest.hexdigest()
 
 
-def line_range(raw: BinaryIO, task: Task) -> tuple[int, int]:
-    """Return where the lines of a task start and stop, for an opened plain jsonl file."""
-    size = task.files[0].size
-    start = _next_line(raw, task.start, size) if task.start else 0
-    return start, _next_line(raw, task.stop, size)
+def first_line(raw: BinaryIO, task: Task) -> int:
+    """Return where the first line of a task starts, or the next one's, in a plain jsonl file."""
+    return _next_line(raw, task.start, task.files[0].size) if task.start else 0
 
 
 def _text_chunks(task: Task, chunk_bytes: int, hashed: dict[int, str]) -> Iterator[Chunk]:
@@ -143,18 +142,20 @@ def _line_chunks(task: Task, chunk_bytes: int, hashed: dict[int, str]) -> Iterat
     file = task.files[0]
     digest = hashlib.sha256() if task.whole else None
     with opened(file) as raw:
-        start, end = line_range(raw, task)
-        told = task.start
-        while start < end:
+        start, told = first_line(raw, task), task.start
+        raw.seek(start)
+        while start < task.stop:
             # At least one byte, however small the chunks: a cut always moves on.
-            stop = _next_line(raw, start + max(chunk_bytes, 1), end)
-            raw.seek(start)
-            data = raw.read(stop - start)
-            if len(data) < stop - start:
+            wanted = min(max(chunk_bytes, 1), task.stop - start)
+            data = raw.read(wanted)
+            if len(data) < wanted:
                 raise changed(file)
+            if not data.endswith(b"\n"):
+                data += raw.readline(file.size - start - wanted)
             if digest:
                 digest.update(data)
-            done = task.stop if stop == end else min(stop, task.stop)
+            stop = start + len(data)
+            done = min(stop, task.stop)
             yield Chunk(task.first_file, task.files, start, stop, data, input_bytes=done - told)
             start, told = stop, done
     if digest:
@@ -210,11 +211,7 @@ def opened(file: InputFile) -> Iterator[BinaryIO]:
             hint="fetch or compress the file again",
         ) from error
     except OSError as error:
-        raise DataError(
-            f"cannot be read: {error.strerror or error}",
-            where=file.name,
-            hint="check that the file exists and that you may read it",
-        ) from error
+        raise unreadable(file.name, error) from error
 
 
 def decompressed(
@@ -235,7 +232,8 @@ def decompressed(
                     block = block.lstrip(b"\0")  # padding
                     decoder = zlib.decompressobj(wbits=31) if block else None
                 else:
-                    decoder = zstandard.ZstdDecompressor().decompressobj()
+                    unpacker = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
+                    decoder = unpacker.decompressobj()
                 continue
             yield decoder.decompress(block)
             block = decoder.unused_data if decoder.eof else b""

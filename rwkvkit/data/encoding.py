@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from rwkvkit.data.chunk_work import ChunkWork
-from rwkvkit.data.chunks import Chunk, count_lines, hash_file, line_range, opened, task_chunks
+from rwkvkit.data.chunks import Chunk, count_lines, first_line, hash_file, opened, task_chunks
 from rwkvkit.data.documents import Reject
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.parts import Part, PartWriter, find_part, read_record
@@ -114,8 +114,8 @@ class TaskWork:
                 break
             lines += record.lines
         with opened(task.files[0]) as raw:
-            first, _ = line_range(raw, replace(task, start=known))
-            stop, _ = line_range(raw, task)
+            first = first_line(raw, replace(task, start=known))
+            stop = first_line(raw, task)
         return lines + count_lines(task.files[0], first, stop)
 
 

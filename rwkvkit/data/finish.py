@@ -12,7 +12,7 @@ from rwkvkit.data.chain import Chain
 from rwkvkit.data.corpus import Corpus
 from rwkvkit.data.encoding import placed_rejects
 from rwkvkit.data.inputs import InputFile
-from rwkvkit.data.manifest import Counts, FileRecord, Manifest
+from rwkvkit.data.manifest import Counts, FileRecord, InputRecord, Manifest
 from rwkvkit.data.parts import Part
 from rwkvkit.data.progress import Report
 from rwkvkit.data.selection import Selection
@@ -87,7 +87,7 @@ def finish(
         outputs.append(_write_rejects(chain, folder, inputs, tasks, parts))
     hashes = {int(i): sha for part in parts for i, sha in part.record.inputs.items()}
     read = [
-        FileRecord(path=file.name, bytes=file.size, sha256=hashes[i])
+        InputRecord(path=file.name, bytes=file.size, sha256=hashes[i], tag=file.tag)
         for i, file in enumerate(inputs)
     ]
     records = chain.records()

@@ -14,7 +14,7 @@ from rwkvkit.data import remote
 from rwkvkit.data.chat import Loss
 from rwkvkit.data.forms import Form
 from rwkvkit.data.sources import DatasetName, Format, Source
-from rwkvkit.errors import DataError, RecipeError
+from rwkvkit.errors import DataError, RecipeError, UnreachableError
 
 Compression = Literal["gzip", "zstd"]
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
@@ -45,6 +45,7 @@ class InputFile:
         loss: which of its tokens count in the loss.
         separator: what stands between the documents of a text file; None where it is one document.
         dataset: the dataset that stands for a file, with the size 0.
+        tag: what the server of a remote file calls its content, or None.
     """
 
     path: str
@@ -58,6 +59,7 @@ class InputFile:
     loss: Loss
     separator: bytes | None = None
     dataset: DatasetName | None = None
+    tag: str | None = None
 
     @property
     def is_table(self) -> bool:
@@ -78,31 +80,27 @@ class InputFile:
         """Return its size, and what changes when its content does.
 
         Raises:
-            DataError: it cannot be reached.
+            UnreachableError: it cannot be reached.
         """
         if self.dataset is not None:
             return 0, ""
         if remote.is_remote(self.path):
             return remote.touched(self.path)
-        try:
-            stat = Path(self.path).stat()
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", where=self.name) from error
+        stat = _stat(self.path, self.name)
         return stat.st_size, stat.st_mtime_ns
 
     def unchanged_since(self, time_ns: int) -> bool:
         """Say whether it is known that nobody changed it after a time, on the file system's clock.
 
         Raises:
-            OSError: it cannot be reached.
-            DataError: the same, on another machine.
+            UnreachableError: it cannot be reached.
         """
         if self.dataset is not None:
             return True
         if remote.is_remote(self.path):
             modified = remote.modified_ns(self.path)
-            return modified is None or modified < time_ns
-        stat = Path(self.path).stat()
+            return modified is not None and modified < time_ns
+        stat = _stat(self.path, self.name)
         return max(stat.st_mtime_ns, stat.st_ctime_ns) < time_ns
 
 
@@ -122,6 +120,15 @@ def find_files(
     return [
         file for number, source in enumerate(sources) for file in _find(source, number, exclude)
     ]
+
+
+def unreadable(name: str, error: OSError) -> UnreachableError:
+    """Return the error for an input that the system does not let be read."""
+    return UnreachableError(
+        f"cannot be read: {error.strerror or error}",
+        where=name,
+        hint="check that the file exists and that you may read it",
+    )
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
@@ -148,23 +155,27 @@ def _find(source: Source, number: int, exclude: Collection[str]) -> list[InputFi
         raise DataError(
             "no file matches" if source.path else "the standard library has no source files here",
             where=source.name,
-            hint=f"the working folder is {Path.cwd()}",
+            hint="check the address, and what lies there"
+            if source.path and remote.is_remote(source.path)
+            else f"the working folder is {Path.cwd()}",
         )
+    facts = [(0, None) if source.dataset else _size_and_tag(path) for path, _ in found]
     return [
         InputFile(
             path=path,
             name=name,
             source=number,
             number=i,
-            size=0 if source.dataset else _size(path),
+            size=size,
             format=_format(path, source),
             compression=_COMPRESSIONS.get(_suffix(path)),
             form=source.form,
             loss=source.counted,
             separator=source.separator.encode() if source.separator else None,
             dataset=source.dataset,
+            tag=tag,
         )
-        for i, (path, name) in enumerate(found)
+        for i, ((path, name), (size, tag)) in enumerate(zip(found, facts, strict=True))
     ]
 
 
@@ -239,23 +250,27 @@ def _format(path: str, source: Source) -> Format:
     return found
 
 
-def _size(path: str) -> int:
+def _size_and_tag(path: str) -> tuple[int, str | None]:
     if remote.is_remote(path):
-        return remote.touched(path)[0]
+        return remote.size_and_tag(path)
+    return _stat(path, path).st_size, None
+
+
+def _stat(path: str, name: str) -> os.stat_result:
     try:
-        return Path(path).stat().st_size
+        return Path(path).stat()
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=path) from error
+        raise unreadable(name, error) from error
 
 
 def _standard_library() -> list[tuple[str, str]]:
     """Return path and name of the standard library's UTF-8 sources that are no tests."""
     root = Path(sysconfig.get_path("stdlib"))
-    names = sorted(
+    names = [
         path.relative_to(root).as_posix()
         for path in root.rglob("*.py")
         if not _NOT_STDLIB.intersection(path.relative_to(root).parts)
-    )
+    ]
     return [
         (str(root / name), f"python-stdlib/{name}")
         for name in sorted(names, key=natural_key)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 import rwkvkit
 from rwkvkit import files
@@ -32,6 +32,20 @@ class FileRecord(Config):
 
     sha256: str
     """Its content, hashed."""
+
+
+class InputRecord(FileRecord):
+    """A file that was read."""
+
+    tag: str | None = None
+    """What its server called its content, such as an ETag; not there if it called it nothing."""
+
+    @model_serializer(mode="wrap")
+    def _without_no_tag(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        facts: dict[str, Any] = serialize(self)
+        if self.tag is None:
+            facts.pop("tag", None)
+        return facts
 
 
 class StageRecord(Config):
@@ -78,7 +92,7 @@ class Manifest(Config):
     ctx_len: int | None
     """The ctx_len that was planned for; null if there was no plan."""
 
-    inputs: list[FileRecord]
+    inputs: list[InputRecord]
     """Every file that was read, in order."""
 
     documents_in: int
@@ -157,7 +171,7 @@ def fingerprint(
     prepare: Sequence[StageRecord],
     seed: int | None,
     ctx_len: int | None,
-    inputs: Sequence[FileRecord],
+    inputs: Sequence[InputRecord],
 ) -> str:
     """Return a hash of all that an output depends on; the same on every machine."""
     facts = {
@@ -166,7 +180,7 @@ def fingerprint(
         "prepare": [record.model_dump(mode="json") for record in prepare],
         "seed": seed,
         "ctx_len": ctx_len,
-        "inputs": [record.model_dump(mode="json") for record in inputs],
+        "inputs": [record.model_dump(mode="json", exclude={"tag"}) for record in inputs],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -190,18 +204,19 @@ def recipe_change(
     return None
 
 
-def input_change(old: Manifest, inputs: Sequence[InputFile], built_ns: int) -> str | None:
+def input_change(old: Manifest, inputs: Sequence[InputFile], read_ns: int) -> str | None:
     """Say which input differs from what was read, or return None.
 
-    A file of the same size that was last touched before the build ended (``built_ns``, on the file
-    system's clock) is taken as unchanged; any other is hashed.
+    A file of the same size that was last touched before the build had read all (``read_ns``, on the
+    file system's clock), or that its server still calls by the same tag, is taken as unchanged; any
+    other is hashed.
     """
     known = {record.path: record for record in old.inputs}
     for file in inputs:
         record = known.get(file.name)
         if record is None:
             return f"input {file.name} is new"
-        if record.bytes != file.size or not _unchanged(file, record, built_ns):
+        if record.bytes != file.size or not _unchanged(file, record, read_ns):
             return f"input {file.name} changed"
     gone = known.keys() - {file.name for file in inputs}
     if gone:
@@ -211,11 +226,9 @@ def input_change(old: Manifest, inputs: Sequence[InputFile], built_ns: int) -> s
     return None
 
 
-def _unchanged(file: InputFile, record: FileRecord, built_ns: int) -> bool:
-    try:
-        return file.unchanged_since(built_ns) or hash_file(file) == record.sha256
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=file.name) from error
+def _unchanged(file: InputFile, record: InputRecord, read_ns: int) -> bool:
+    tagged = file.tag is not None and file.tag == record.tag
+    return tagged or file.unchanged_since(read_ns) or hash_file(file) == record.sha256
 
 
 def _word(value: Any) -> str:

@@ -2,14 +2,15 @@
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import zstandard
 
-from rwkvkit.errors import DataError, RecipeError, RwkvkitError, SetupError
+from rwkvkit.errors import DataError, RecipeError, RwkvkitError, SetupError, UnreachableError
 
 _PACKAGES = {
     "s3": "s3fs",
@@ -24,6 +25,9 @@ _PACKAGES = {
     "ssh": "paramiko",
     "sftp": "paramiko",
 }
+_TAGS = ("ETag", "etag", "Content-MD5", "Digest", "Last-Modified")  # of ``info``, the best first
+_BLOCK = 8 << 20  # bytes fetched ahead; those beyond the end of a range are for nothing
+_READ = 128 << 10
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -34,22 +38,23 @@ def is_remote(path: str) -> bool:
 
 def file_name(path: str) -> str:
     """Return the last part of a path, without the query of a web address."""
-    if path.startswith(("http://", "https://")):
+    if _is_web(path):
         path = urlsplit(path).path
     return path.rpartition("/")[2]
 
 
 def find(path: str) -> list[str]:
-    """Return the files that a path means: itself, those of a glob, or all in a folder.
+    """Return the files that a path means now: itself, those of a glob, or all in a folder.
 
     Raises:
-        DataError: the place cannot be reached.
+        UnreachableError: the place cannot be reached.
         SetupError: the package for its protocol is not installed.
         RecipeError: there is no such protocol.
     """
     with _reached(path):
         system, inner = _system(path)
-        if "*" in path or "[" in path:
+        system.invalidate_cache()
+        if any(sign in path for sign in _glob_signs(path)):
             found = system.glob(inner)
         else:
             try:
@@ -67,32 +72,61 @@ def opened(path: str) -> Iterator[BinaryIO]:
     """Open a file to read and seek in.
 
     Raises:
-        DataError: it cannot be read.
+        UnreachableError: it cannot be read.
         SetupError, RecipeError: as in ``find``.
     """
     with _reached(path):
         system, inner = _system(path)
-        with system.open(inner, "rb") as raw:
-            yield raw
+        with system.open(inner, "rb", block_size=_BLOCK) as raw, BufferedReader(raw, _READ) as file:
+            yield file
 
 
-def touched(path: str) -> tuple[int, str]:
-    """Return the size of a file in bytes, and a word that changes when its content does.
+def forget_listings(paths: Iterable[str]) -> None:
+    """Have the next question about each of these files answered by its server, not from memory.
 
     Raises:
-        DataError: it cannot be reached, or its size is not known there.
+        SetupError, RecipeError: as in ``find``.
+    """
+    for path in paths:
+        with _reached(path):
+            _system(path)[0].invalidate_cache()
+
+
+def size_and_tag(path: str) -> tuple[int, str | None]:
+    """Return the size of a file in bytes, and what its server calls its content, or None.
+
+    Raises:
+        UnreachableError: it cannot be reached.
+        DataError: its size is not known there.
         SetupError, RecipeError: as in ``find``.
     """
     with _reached(path):
         system, inner = _system(path)
-        size = system.info(inner).get("size")
+        info = system.info(inner)
+        size = info.get("size")
         if size is None:
             raise DataError(
                 "the server does not tell the size of the file",
                 where=path,
                 hint="fetch it and name the local file",
             )
-        return int(size), str(system.ukey(inner))
+        return int(size), next((str(info[key]) for key in _TAGS if info.get(key)), None)
+
+
+def touched(path: str) -> tuple[int, str]:
+    """Return the size of a file in bytes, and a word that changes when its content does.
+
+    The word of a web server that has no tag for the file stays the same.
+
+    Raises:
+        UnreachableError, DataError, SetupError, RecipeError: as in ``size_and_tag``.
+    """
+    size, tag = size_and_tag(path)
+    if tag is None:
+        with _reached(path):
+            system, inner = _system(path)
+            tag = str(system.ukey(inner))
+    return size, tag
 
 
 def modified_ns(path: str) -> int | None:
@@ -103,6 +137,15 @@ def modified_ns(path: str) -> int | None:
             return int(system.modified(inner).timestamp() * 1e9)
         except (NotImplementedError, AttributeError, KeyError):
             return None
+
+
+def _glob_signs(path: str) -> str:
+    """Return what makes a path a glob; in a web address, a question mark begins the query."""
+    return "*[" if _is_web(path) else "*[?"
+
+
+def _is_web(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
 
 
 def _system(path: str) -> tuple[Any, str]:
@@ -134,7 +177,7 @@ def _reached(path: str) -> Iterator[None]:
                 hint="such as s3://, gs://, https://; a local path needs none",
             ) from error
         words = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
+        raise UnreachableError(
             f"cannot be read: {words}",
             where=path,
             hint="check the address, the network, and your credentials",

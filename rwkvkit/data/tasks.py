@@ -58,6 +58,7 @@ def make_tasks(inputs: Sequence[InputFile], task_bytes: int | None = None) -> li
     size = task_bytes or max(_TASK_BYTES, total // _MOST_TASKS)
     tasks: list[Task] = []
     group: list[int] = []
+    group_bytes = 0
 
     def add(first: int, last: int, start: int, stop: int) -> None:
         number = len(tasks)
@@ -67,14 +68,15 @@ def make_tasks(inputs: Sequence[InputFile], task_bytes: int | None = None) -> li
 
     def add_group() -> None:
         if group:
-            add(group[0], group[-1], 0, sum(inputs[i].size for i in group))
+            add(group[0], group[-1], 0, group_bytes)
             group.clear()
 
     for i, file in enumerate(inputs):
         if file.format == "text" and not file.has_own_reader:
-            full = len(group) >= _MOST_FILES or sum(inputs[j].size for j in group) >= size
+            full = len(group) >= _MOST_FILES or group_bytes >= size
             if group and (full or inputs[group[0]].source != file.source):
                 add_group()
+            group_bytes = (group_bytes if group else 0) + file.size
             group.append(i)
             continue
         add_group()

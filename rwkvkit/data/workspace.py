@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rwkvkit import files
-from rwkvkit.errors import DataError, SetupError
+from rwkvkit.errors import DataError, SetupError, UnreachableError
 
 _FINGERPRINT = "fingerprint"
 _LOCK = "lock"
@@ -28,8 +28,8 @@ def workspace(prefix: Path, fingerprint: str) -> Iterator[Path]:
 
     What an earlier build of the same fingerprint left is still in it; what one of another left is
     removed. Afterwards the folder is removed if the body succeeded or found the data wrong; after
-    any other failure it stays, unless no part is in it. Folders above ``prefix`` are created, and
-    removed again if nothing came into them.
+    any other failure, such as an input out of reach, it stays, unless no part is in it. Folders
+    above ``prefix`` are created, and removed again if nothing came into them.
 
     Raises:
         SetupError: another build of the same output is running.
@@ -42,10 +42,9 @@ def workspace(prefix: Path, fingerprint: str) -> Iterator[Path]:
         lock = _open_alone(folder, prefix, fingerprint)
         try:
             yield folder
-        except DataError:
-            raise
-        except BaseException:
-            keep = any(folder.glob("part-*.json"))
+        except BaseException as error:
+            wrong = isinstance(error, DataError) and not isinstance(error, UnreachableError)
+            keep = not wrong and any(folder.glob("part-*.json"))
             raise
         finally:
             if not keep:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from rwkvkit import files
 from rwkvkit.errors import RwkvkitError
+from rwkvkit.resources import cores
 
 Status = Literal["ok", "note", "broken"]
 
@@ -240,7 +241,7 @@ def _cache_folder() -> Finding:
 
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    text = f"{total / _GIB:.1f} GiB, {os.cpu_count()} cores"
+    text = f"{total / _GIB:.1f} GiB, {cores()} cores"
     if total < _LITTLE_MEMORY:
         remedy = "rwkvkit prepare --memory 512MiB, and train with train.grad_cp true"
         return Finding("memory", "note", f"{text}: little", remedy)

@@ -206,6 +206,9 @@ def test_memory_is_a_size(folder: Path, run) -> None:
     outcome = run("prepare", "r.yaml", "--memory", "much")
     assert outcome.code == 2
     assert "'much' is no size such as 512MiB" in outcome.err
+    outcome = run("prepare", "r.yaml", "--memory", "3")
+    assert outcome.code == 2
+    assert "'3' is less than 1,024 bytes: write a unit, as in 2GiB" in outcome.err
 
 
 def test_the_fingerprint_names_what_would_be_built(folder: Path, run) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from rwkvkit import open_binidx
 from rwkvkit.data.build import Build
-from rwkvkit.errors import DataError, RecipeError, SetupError
+from rwkvkit.errors import DataError, RecipeError, SetupError, UsageError
 
 SKIP = "on_error: skip leaves such lines out"
 BAD_LINES = [
@@ -154,14 +154,26 @@ def test_an_input_that_goes_away_or_grows(build, jsonl, tmp_path):
     with pytest.raises(DataError, match="changed while it was read") as caught:
         build(str(path)).run(progress=grow)
     assert caught.value.where == str(path)
-    with pytest.raises(DataError, match="cannot be read"):
+    assert leftovers(tmp_path) == ["in.jsonl"]
+    with pytest.raises(DataError, match="cannot be read") as caught:
         build(str(path)).run(progress=lambda _: path.unlink(missing_ok=True))
-    assert leftovers(tmp_path) == []
+    assert "that the file exists" in caught.value.hint
+    # It may be within reach again.
+    assert "out/.data.build/part-000000.json" in leftovers(tmp_path)
 
 
 def test_a_chain_that_cannot_work():
     with pytest.raises(RecipeError, match="the chain writes nothing"):
         Build([], seed=1, ctx_len=16)
+
+
+@pytest.mark.parametrize("limits", [{"workers": 0}, {"workers": -1}, {"memory": 3}])
+def test_too_few_workers_and_too_little_memory(build, jsonl, tmp_path, limits):
+    made = build(jsonl("in.jsonl", ["x"] * 50), repeat={})
+    with pytest.raises(UsageError, match=r"1 worker at least|too little memory") as caught:
+        made.run(**limits)
+    assert caught.value.hint
+    assert leftovers(tmp_path) == ["in.jsonl"]
 
 
 def test_a_missing_vocabulary(build, jsonl, tmp_path):

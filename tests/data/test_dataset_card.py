@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from rwkvkit import WorldTokenizer
 from rwkvkit.data.card import card_path, write_card
+from rwkvkit.errors import DataError
 
 
 def test_it_names_a_hundred_inputs_and_counts_the_rest(build, tmp_path: Path) -> None:
@@ -19,3 +22,29 @@ def test_it_names_a_hundred_inputs_and_counts_the_rest(build, tmp_path: Path) ->
     assert f"| 3 more, all in the manifest | {101 + 102 + 103} | |" in card
     assert "99.txt" in card
     assert "100.txt" not in card
+
+
+def test_it_is_no_input_of_the_next_build(build, tmp_path: Path) -> None:
+    (tmp_path / "1.txt").write_text("a text")
+    made = build({"path": str(tmp_path), "format": "text"}, prefix=tmp_path / "data")
+    made.run()
+    write_card(made.prefix, WorldTokenizer())
+    assert made.status().up_to_date
+    assert made.run().documents == 1
+
+
+def test_what_is_no_table_stays_within_its_cell(build, tmp_path: Path) -> None:
+    path = tmp_path / "a|b.txt"
+    path.write_text("one|\ntwo")
+    made = build({"path": str(path), "separator": "|\n"})
+    made.run()
+    write_card(made.prefix, WorldTokenizer())
+    rows = [line for line in card_path(made.prefix).read_text().splitlines() if "b.txt |" in line]
+    assert [row.replace("\\|", "").count("|") for row in rows] == [4]
+    assert rows[0].startswith(f"| {tmp_path}/a\\|b.txt | ")
+
+
+def test_without_a_manifest_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no manifest") as caught:
+        write_card(tmp_path / "data", WorldTokenizer())
+    assert "rwkvkit prepare" in caught.value.hint

@@ -119,6 +119,7 @@ def test_remote_paths(build, memory, tmp_path, chunk_bytes):
     for path, count in (
         ("memory://d/a-2.jsonl", 1),
         ("memory://d/*.jsonl*", 2),
+        ("memory://d/a-?.jsonl", 1),
         ("memory://d", 2),
     ):
         made = build(path, chunk_bytes=chunk_bytes)
@@ -153,10 +154,109 @@ def test_a_remote_file_that_changes(build, memory):
     assert build("memory://a.jsonl").status().reason == "input memory://a.jsonl changed"
 
 
+@pytest.fixture
+def web(memory, monkeypatch):
+    """The same system, as ``fsspec`` shows a web server: no times, and the tags that are set."""
+    tags = {}
+    info = type(memory).info
+
+    def told(self, path, **more):
+        facts = info(self, path, **more)
+        del facts["created"]
+        return facts | tags
+
+    def modified(self, path):
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(memory), "info", told)
+    monkeypatch.setattr(type(memory), "modified", modified)
+    return tags
+
+
+def test_a_file_without_times_is_hashed(build, memory, web):
+    memory.pipe("/a.jsonl", LINES)
+    build("memory://a.jsonl").run()
+    assert build("memory://a.jsonl").status().up_to_date
+    memory.pipe("/a.jsonl", LINES.replace(b"line", b"LINE"))
+    assert build("memory://a.jsonl").status().reason == "input memory://a.jsonl changed"
+
+
+def test_a_tag_says_whether_a_file_changed(build, memory, web, monkeypatch):
+    memory.pipe("/a.jsonl", LINES)
+    untagged = build("memory://a.jsonl").fingerprint()
+    web["ETag"] = '"1"'
+    made = build("memory://a.jsonl")
+    manifest = made.run()
+    assert manifest.inputs[0].tag == '"1"'
+    assert manifest.fingerprint == made.fingerprint() == untagged
+    web["ETag"] = '"2"'
+    assert made.status().up_to_date  # by its hash
+
+    def change(_):
+        web["ETag"] = '"3"'
+
+    with pytest.raises(DataError, match="changed while it was read"):
+        made.run(progress=change)
+    web["ETag"] = '"1"'
+    monkeypatch.setattr(type(memory), "_open", None)
+    assert made.status().up_to_date  # not read again
+
+
+def test_listings_that_are_remembered_hide_no_change(build, memory, monkeypatch):
+    known = {}
+    info = type(memory).info
+
+    def remembered(self, path, **more):
+        path = self._strip_protocol(path)
+        if path not in known:
+            known[path] = info(self, path, **more)
+        return known[path]
+
+    monkeypatch.setattr(type(memory), "info", remembered)
+    monkeypatch.setattr(type(memory), "invalidate_cache", lambda *_: known.clear())
+    memory.pipe("/a.jsonl", LINES)
+
+    def change(_):
+        memory.pipe("/a.jsonl", LINES.replace(b"line", b"LINE"))
+
+    made = build("memory://a.jsonl")
+    with pytest.raises(DataError, match="changed while it was read"):
+        made.run(progress=change)
+    memory.pipe("/a.jsonl", LINES + LINES)
+    assert made.run().documents == 100
+
+
+def test_what_was_made_outlives_a_network_that_fails(build, memory, monkeypatch, tmp_path):
+    for number in range(3):
+        memory.pipe(f"/d/{number}.jsonl", LINES)
+    open_file = type(memory)._open
+
+    def fail(self, path, *others, **more):
+        if path.endswith("2.jsonl"):
+            raise TimeoutError("connection timed out")
+        return open_file(self, path, *others, **more)
+
+    made = build("memory://d/*.jsonl")
+    monkeypatch.setattr(type(memory), "_open", fail)
+    with pytest.raises(DataError, match="cannot be read: connection timed out"):
+        made.run()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*.json")}
+    assert len(kept) == 2
+    monkeypatch.undo()
+
+    def compare(progress):
+        if progress.phase == "write":
+            assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+    made.run(progress=compare)
+    assert written(tmp_path / "out" / "data") == TEXTS * 3
+
+
 def test_what_is_wrong_with_a_remote_path_is_said(build, memory, monkeypatch):
     with pytest.raises(DataError, match="no file matches") as caught:
         build("memory://none.jsonl").describe()
     assert caught.value.where == "memory://none.jsonl"
+    assert caught.value.hint == "check the address, and what lies there"
     with pytest.raises(RecipeError, match="no such protocol: nope://"):
         build("nope://x/a.jsonl").describe()
     memory.pipe("/a.jsonl.gz", gzip.compress(LINES)[:-5])

@@ -95,6 +95,15 @@ def test_several_streams_in_a_file_and_padding(folder, suffix):
     assert read(path, 5)[0] == ["a", "b"]
 
 
+def test_zstd_with_a_long_window(folder):
+    line = b'{"text": "a"}\n'
+    window = 31 - 10 << 3  # a byte for 2 GiB, as of `zstd --ultra --long=31`
+    frame = b"\x28\xb5\x2f\xfd\0" + bytes([window]) + (len(line) << 3 | 1).to_bytes(3, "little")
+    path = folder / "long.jsonl.zst"
+    path.write_bytes(frame + line)
+    assert read(path, 1 << 20)[0] == ["a"]
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "junk"])
 def test_damaged_compressed_data_is_named(folder, suffix, damage):

@@ -91,8 +91,9 @@ def test_no_file_shows_the_working_folder(path, here):
 
 def test_an_unreachable_file_is_named(here):
     (here / "loop.jsonl").symlink_to("loop.jsonl")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read") as caught:
         names("*.jsonl")
+    assert "that the file exists" in caught.value.hint
 
 
 def test_files_know_their_source_and_number():

@@ -46,6 +46,21 @@ def test_text_files_of_one_source_stand_together():
     assert len(shape([file(i, 1, "text") for i in range(5000)], None)) == 2
 
 
+class Counted(int):
+    """A size that counts how often it is added to something."""
+
+    added = 0
+
+    def __radd__(self, other: int) -> int:
+        Counted.added += 1
+        return int(other) + int(self)
+
+
+def test_many_small_files_are_summed_once():
+    make_tasks([file(i, Counted(1), "text") for i in range(500)])
+    assert Counted.added <= 5 * 500
+
+
 def test_empty_files_are_tasks_too():
     assert shape([file(0, 0), file(1, 0, "text")], 10) == [(0, 1, 0, 0), (1, 1, 0, 0)]
 

@@ -83,6 +83,17 @@ def test_a_change_that_hides_its_time_is_found(build, source):
     assert reason(build(source)) == f"input {source} changed"
 
 
+def test_a_change_while_the_output_is_written_is_found(build, source):
+    path = Path(source)
+
+    def change(progress):
+        if progress.phase == "write":
+            path.write_text(path.read_text().replace("document 1", "documenT 1"))
+
+    build(source).run(progress=change)
+    assert reason(build(source)) == f"input {source} changed"
+
+
 def test_the_same_content_written_again_is_no_change(build, source):
     build(source).run()
     time.sleep(0.02)

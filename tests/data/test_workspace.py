@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rwkvkit.data.workspace import publish, shared_workspace, workspace
-from rwkvkit.errors import DataError, SetupError
+from rwkvkit.errors import DataError, SetupError, UnreachableError
 
 
 def names(folder: Path) -> list[str]:
@@ -29,7 +29,9 @@ def stop(prefix: Path, error: BaseException, *, part: bool, fingerprint: str = "
         raise error
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError(), SetupError("full")])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), ValueError(), SetupError("full"), UnreachableError("timed out")]
+)
 def test_parts_outlive_a_stop_and_nothing_else_does(tmp_path, error):
     with pytest.raises(type(error)):
         stop(tmp_path / "data", error, part=True)

@@ -20,7 +20,7 @@ from rwkvkit.data.documents import Documents, Reject
 from rwkvkit.data.forms import BadLine, Column, listed
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.sources import DatasetName
-from rwkvkit.errors import DataError, RwkvkitError, SetupError
+from rwkvkit.errors import DataError, RwkvkitError, SetupError, UnreachableError
 
 _READ = 1 << 20
 _ROWS = 1000  # of a dataset by name, asked for at a time
@@ -278,7 +278,8 @@ def _readable(file: InputFile) -> Iterator[None]:
         ) from error
     except Exception as error:
         words = " ".join(str(error).split())
-        raise DataError(
+        # Damage looks like a bad connection here, but costs little if taken for one.
+        raise UnreachableError(
             f"cannot be read: {type(error).__name__}: {words}",
             where=file.name,
             hint="check that it is what the recipe says, whole, and within reach",
