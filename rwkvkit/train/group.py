@@ -60,7 +60,7 @@ class Group(Protocol):
         """
 
     def together(self) -> contextlib.AbstractContextManager[None]:
-        """Let a failure of the body in one process be a failure of all; it may take hours.
+        """Let a failure of the body, which may take hours, be a failure of all processes.
 
         Raises:
             FailedElsewhere: in the processes whose own body went well.

@@ -58,7 +58,7 @@ class Turns:
             yield
         finally:
             left.set()
-            thread.join()
+            thread.join(_FAILURE_SECONDS)  # longer if the store's machine is gone
 
     @contextlib.contextmanager
     def first(self) -> Iterator[None]:

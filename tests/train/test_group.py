@@ -24,13 +24,13 @@ from rwkvkit.errors import LostProcess
 from rwkvkit.train import group, turns
 from rwkvkit.train.place import Place
 
-group.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=1)
-turns._BEAT_SECONDS, turns._SILENCE_SECONDS = 0.1, 0.5
+turns._BEAT_SECONDS, turns._SILENCE_SECONDS = 0.1, 1.0
 rank, place = int(sys.argv[1]), f"127.0.0.1:{sys.argv[2]}"
 try:
     with group.joined(Place(rank, 2, rank, place, "rwkvkit"), on_gpu=False) as us:
+        group.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=1)  # they have met
         with us.together():
-            time.sleep(2 * rank)
+            time.sleep(1.5 * rank)
         print(us.gather(rank), flush=True)
         with us.together():
             if rank == 1:
