@@ -1,6 +1,7 @@
-"""The engine on DeepSpeed: ZeRO stages 1 to 3, offload, bf16, fp16 and fp32. Nothing else uses it.
+"""The engine on DeepSpeed: ZeRO stages 1 to 3, offload, bf16, fp16 and fp32.
 
-It has run over gloo on a CPU; it has not run on a GPU yet.
+With ``deepspeed_state`` the only file that uses DeepSpeed. It has run over gloo
+on a CPU; it has not run on a GPU yet.
 """
 
 import contextlib
