@@ -99,7 +99,7 @@ def stream_text(
 
     Raises:
         DataError: the checkpoint or adapter cannot be read, or they do not belong together.
-        UsageError: the prompt is empty, or the model's vocabulary is not the tokenizer's.
+        UsageError: the prompt is empty or without a token, or the vocabularies differ.
     """
     from rwkvkit.model.adapter import check_base
     from rwkvkit.model.checkpoint import load_model
@@ -112,6 +112,12 @@ def stream_text(
         check_base(checkpoint, adapter)
     model = load_model(checkpoint, adapter=adapter)
     prompt_ids = tokenizer.encode(prompt).tolist()
+    if not prompt_ids:
+        raise UsageError(
+            "the tokenizer leaves nothing of the prompt",
+            where="--prompt",
+            hint="give another text, or the tokenizer of the model with --vocab",
+        )
     if max(prompt_ids) >= model.config.vocab_size:
         raise UsageError(
             f"the model knows {model.config.vocab_size} tokens, and the prompt has token "

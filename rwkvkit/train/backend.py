@@ -14,6 +14,7 @@ from rwkvkit.resources import bundled
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Placement
 
+_Name = Literal["torch", "deepspeed"]
 _SEVERAL_GPUS_STAGE = 2
 
 
@@ -28,7 +29,7 @@ class Backend:
         reason: one line for people.
     """
 
-    engine: Literal["torch", "deepspeed"]
+    engine: _Name
     zero: int
     settings: Mapping[str, Any]
     reason: str
@@ -45,28 +46,74 @@ def choose_backend(config: TrainConfig, placement: Placement, processes: int) ->
     Raises:
         RecipeError: settings contradict each other, or the settings file cannot be read.
     """
+    engine, why = _engine(config, placement, processes)
+    if engine == "torch":
+        shared = ", gradients added up once a step" if processes > 1 else ""
+        return Backend("torch", 0, {}, f"engine torch{shared}: {why}")
     given = _read(config.deepspeed) if config.deepspeed else {}
-    asked = {
-        "train.deepspeed": config.deepspeed,
-        f"train.zero {config.zero}": config.zero,
-        f"train.offload {config.offload}": config.offload != "none",
-        "precision fp16": placement.dtype == torch.float16,
-    }
-    reasons = [name for name, value in asked.items() if value]
-    on_gpus = processes > 1 and placement.device.type == "cuda"
-    if config.engine == "torch" or (config.engine == "auto" and not reasons and not on_gpus):
-        return _torch(config, reasons, processes)
-    if config.engine == "auto" and config.zero == 0 and reasons == []:
-        return _torch(config, reasons, processes)
+    stage = _stage(config, given)
+    settings = _merge(given, _derive(config, placement, stage, processes), config)
+    return Backend("deepspeed", stage, settings, f"engine deepspeed, ZeRO-{stage}: {why}")
+
+
+def _engine(config: TrainConfig, placement: Placement, processes: int) -> tuple[_Name, str]:
+    """Return the engine and why it is taken.
+
+    Raises:
+        RecipeError: the recipe asks for DeepSpeed and against it.
+    """
+    needs = [
+        name
+        for name, asked in (
+            ("train.deepspeed", config.deepspeed),
+            (f"train.zero {config.zero}", config.zero),
+            (f"train.offload {config.offload}", config.offload != "none"),
+            ("precision fp16", placement.dtype == torch.float16),
+        )
+        if asked
+    ]
+    if config.engine == "torch":
+        if needs:
+            raise RecipeError(
+                f"train.engine is torch, but {' and '.join(needs)} needs DeepSpeed",
+                where="train.engine",
+                hint="leave one of them out",
+            )
+        return "torch", "train.engine in the recipe"
+    if config.engine == "auto" and not needs:
+        if processes == 1:
+            return "torch", "one process"
+        if config.zero == 0:
+            return "torch", "train.zero 0"
+        if placement.device.type != "cuda":
+            return "torch", "no GPUs"
     if config.zero == 0:
+        hint = "set train.zero to 1, 2 or 3, or train.engine to torch, which keeps them in fp32"
+        if needs:
+            hint = f"leave it out: {' and '.join(needs)} needs DeepSpeed"
         raise RecipeError(
             "DeepSpeed's stage 0 shards nothing and would add bf16 gradients up in bf16",
             where="train.zero",
-            hint="set train.engine to torch, which keeps them in fp32, or train.zero to 1, 2 or 3",
+            hint=hint,
         )
-    stage = config.zero or _section(given, "zero_optimization").get("stage")
-    if not stage:
-        stage = 3 if config.offload == "all" else _SEVERAL_GPUS_STAGE
+    why = "several GPUs" if config.engine == "auto" else "train.engine in the recipe"
+    return "deepspeed", ", ".join(needs) or why
+
+
+def _stage(config: TrainConfig, given: dict[str, Any]) -> int:
+    """Return DeepSpeed's stage: the recipe's, or the settings file's, or what fits the rest.
+
+    Raises:
+        RecipeError: there is no such stage, or another setting needs another one.
+    """
+    stated = _section(given, "zero_optimization").get("stage")
+    if stated is not None and (type(stated) is not int or stated not in (1, 2, 3)):
+        raise RecipeError(
+            f"zero_optimization.stage is {stated!r}, which is none of ZeRO's stages 1, 2 and 3",
+            where=config.deepspeed,
+            hint="give one of them, or leave it out",
+        )
+    stage = config.zero or stated or (3 if config.offload == "all" else _SEVERAL_GPUS_STAGE)
     if config.offload == "all" and stage != 3:
         raise RecipeError(
             f"parameters can be offloaded under ZeRO-3 only, and the stage is {stage}",
@@ -80,29 +127,7 @@ def choose_backend(config: TrainConfig, placement: Placement, processes: int) ->
             where="train.compile",
             hint="leave train.compile out, or set train.zero to 2",
         )
-    why = ", ".join(reasons) or (
-        "several GPUs" if config.engine == "auto" else "train.engine in the recipe"
-    )
-    settings = _merge(given, _derive(config, placement, stage, processes), config.deepspeed or "")
-    return Backend("deepspeed", stage, settings, f"engine deepspeed, ZeRO-{stage}: {why}")
-
-
-def _torch(config: TrainConfig, reasons: list[str], processes: int) -> Backend:
-    if reasons:
-        raise RecipeError(
-            f"train.engine is torch, but {' and '.join(reasons)} needs DeepSpeed",
-            where="train.engine",
-            hint="leave one of them out",
-        )
-    why = (
-        "train.engine in the recipe"
-        if config.engine == "torch"
-        else (
-            "one process" if processes == 1 else "train.zero 0" if config.zero == 0 else "no GPUs"
-        )
-    )
-    shared = ", gradients added up once a step" if processes > 1 else ""
-    return Backend("torch", 0, {}, f"engine torch{shared}: {why}")
+    return stage
 
 
 def _derive(
@@ -131,8 +156,8 @@ def _derive(
     return settings
 
 
-def _merge(given: dict[str, Any], derived: dict[str, Any], where: str) -> dict[str, Any]:
-    """Fill a file's settings with the derived ones; ``auto`` leaves a value to them.
+def _merge(given: dict[str, Any], derived: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Fill a file's settings with the derived ones.
 
     Raises:
         RecipeError: a value contradicts the recipe.
@@ -146,10 +171,10 @@ def _merge(given: dict[str, Any], derived: dict[str, Any], where: str) -> dict[s
     def fill(given: dict[str, Any], derived: dict[str, Any], above: str) -> dict[str, Any]:
         merged = dict(given)
         for key, value in derived.items():
-            name, found = f"{above}{key}", given.get(key, "auto")
+            name, found = f"{above}{key}", given.get(key, value)
             if isinstance(value, dict) and isinstance(found, dict):
                 merged[key] = fill(found, value, f"{name}.")
-            elif found in ("auto", value):
+            elif found == value:
                 merged[key] = value
             elif key != "pin_memory":
                 wrong.append(f"{name} is {found}, the recipe says {value}")
@@ -157,7 +182,7 @@ def _merge(given: dict[str, Any], derived: dict[str, Any], where: str) -> dict[s
 
     merged = fill(given, derived, "")
     wrong += [
-        f"zero_optimization.{key}: the recipe says train.offload {'none'}"
+        f"zero_optimization.{key}: the recipe says train.offload {config.offload}"
         for key in ("offload_optimizer", "offload_param")
         if key in _section(given, "zero_optimization")
         and key not in derived["zero_optimization"]
@@ -166,7 +191,7 @@ def _merge(given: dict[str, Any], derived: dict[str, Any], where: str) -> dict[s
     if wrong:
         raise RecipeError(
             f"the DeepSpeed settings contradict the recipe: {'; '.join(wrong)}",
-            where=where,
+            where=config.deepspeed,
             hint="leave those keys out of the file, or change the recipe's train section",
         )
     return merged
@@ -177,8 +202,17 @@ def _section(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _stated(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without those that say ``auto`` or nothing, at any depth."""
+    return {
+        key: _stated(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if value not in ("auto", None)
+    }
+
+
 def _read(name: str) -> dict[str, Any]:
-    """Read settings from a path, or from those that ship by name."""
+    """Read settings from a path, or from those that ship by name; see ``_stated``."""
     shipped = {path.stem: path for path in sorted((bundled("configs") / "deepspeed").iterdir())}
     path = Path(name) if Path(name).is_file() else shipped.get(name)
     if path is None:
@@ -197,4 +231,4 @@ def _read(name: str) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise RecipeError("holds no mapping of settings", where=str(path), hint="correct the file")
-    return content
+    return _stated(content)

@@ -1,6 +1,7 @@
-"""The engine on DeepSpeed: ZeRO stages 1 to 3, offload, bf16, fp16 and fp32. Nothing else uses it.
+"""The engine on DeepSpeed: ZeRO stages 1 to 3, offload, bf16, fp16 and fp32.
 
-It has run over gloo on a CPU; it has not run on a GPU yet.
+With ``deepspeed_state`` the only file that uses DeepSpeed. It has run over gloo
+on a CPU; it has not run on a GPU yet.
 """
 
 import contextlib
@@ -14,13 +15,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from rwkvkit.errors import DataError, DivergedError, SetupError
 from rwkvkit.model.checkpoint import read_checkpoint
 from rwkvkit.train.backend import Backend
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
+from rwkvkit.train.deepspeed_state import ShardedState, rounded
 from rwkvkit.train.engine import StepResult
 from rwkvkit.train.group import COLLECTIVE_TIMEOUT, Group
 from rwkvkit.train.optimizer import optimizer_groups
@@ -72,7 +74,7 @@ class DeepSpeedEngine:
     ) -> None:
         self.model = model
         self._portion, self._group, self._device = portion, group, device
-        self._micro_bsz, self._sharded = config.micro_bsz, backend.zero == 3
+        self._micro_bsz, sharded = config.micro_bsz, backend.zero == 3
         self._truncate = config.sampling.truncate
         self._deepspeed = _import(device, group)
         groups = optimizer_groups(
@@ -82,10 +84,10 @@ class DeepSpeedEngine:
         for each in groups:
             self._params |= dict(zip(each["names"], each["params"], strict=True))
         self._model_dtype = dtype
-        masters = _rounded(self._params, dtype, copy=not self._sharded)
+        masters = rounded(self._params, dtype, copy=not sharded)
         settings = dict(backend.settings)
         with _quietly():
-            if self._sharded:
+            if sharded:
                 self._deepspeed.zero.Init(
                     module=_OneByOne(model, dtype), config_dict_or_path=settings, dtype=dtype
                 )
@@ -97,8 +99,9 @@ class DeepSpeedEngine:
                 config=settings,
                 dist_init_required=False,
             )
+        self._state = ShardedState(self._optimizer, group, whole=not sharded)
         for name, master in masters.items():
-            self._set(self._params[name], master)
+            self._state.set(self._params[name], master)
 
     def step(self, batch: Batch, *, lr: float, weight_decay: float) -> StepResult:
         """Take one optimizer step; see ``Engine.step``."""
@@ -133,13 +136,13 @@ class DeepSpeedEngine:
         """Write the whole training state; see ``Engine.save``."""
         random = self._group.gather(random_state(self._device))
         parameters: dict[str, ParameterState] = {}
-        step = self._steps()
-        self._link_moments()
+        step = self._state.steps()
+        self._state.link_moments()
         broken = None
         for number, (name, param) in enumerate(self._params.items()):
-            kept = {"master": self._get(param)}
+            kept = {"master": self._state.get(param)}
             if step is not None:
-                kept |= {moment: self._get(param, moment) for moment in _MOMENTS}
+                kept |= {moment: self._state.get(param, moment) for moment in _MOMENTS}
                 kept["step"] = step
             if not kept["master"].isfinite().all():
                 broken = broken or name
@@ -147,7 +150,7 @@ class DeepSpeedEngine:
                 parameters[name] = {key: tensor.cpu() for key, tensor in kept.items()}
         if broken:
             raise DivergedError(f"values in {broken} that are not finite")
-        weights = self._weights()
+        weights = self._state.weights(self.model)
         more = {"loss_scale": float(self._optimizer.loss_scale)} if self._scales else {}
         if self._group.rank == 0:
             self._portion.save(weights, folder)
@@ -165,13 +168,13 @@ class DeepSpeedEngine:
             self._make_moments()
         for name, param in self._params.items():
             kept = state.parameters[name]
-            self._set(param, kept["master"] if "master" in kept else weights[name])
+            self._state.set(param, kept["master"] if "master" in kept else weights[name])
             for moment in _MOMENTS:
                 if moment in kept:
-                    self._set(param, kept[moment], moment)
+                    self._state.set(param, kept[moment], moment)
         steps = [kept["step"] for kept in state.parameters.values() if "step" in kept]
         if steps:
-            self._set_steps(float(max(steps)))
+            self._state.set_steps(float(max(steps)))
         if self._scales and "loss_scale" in state.more:
             self._optimizer.loss_scaler.cur_scale = state.more["loss_scale"]
         if self._group.rank < len(state.random):
@@ -179,7 +182,7 @@ class DeepSpeedEngine:
 
     def write_model(self, path: Path) -> None:
         """Write the run's result; see ``Engine.write_model``."""
-        weights = self._weights()
+        weights = self._state.weights(self.model)
         if self._group.rank == 0:
             self._portion.write(weights, path)
 
@@ -205,22 +208,6 @@ class DeepSpeedEngine:
     def _scales(self) -> bool:
         return self._model_dtype == torch.float16
 
-    def _states(self) -> list[dict[str, Any]]:
-        """Return AdamW's own states, of the flat tensors this process holds."""
-        inner = getattr(self._optimizer, "optimizer", self._optimizer)
-        return [state for state in inner.state.values() if "step" in state]
-
-    def _steps(self) -> Tensor | None:
-        """Return the updates done, the same in every process; None before the first."""
-        own = max((float(state["step"]) for state in self._states()), default=0.0)
-        done = max(self._group.gather(own))
-        return torch.tensor(done) if done else None
-
-    def _set_steps(self, done: float) -> None:
-        for state in self._states():
-            is_tensor = isinstance(state["step"], Tensor)
-            state["step"] = torch.full_like(state["step"], done) if is_tensor else int(done)
-
     def _make_moments(self) -> None:
         """Have DeepSpeed make the moments, which are there after a first update: one without rate.
 
@@ -229,74 +216,9 @@ class DeepSpeedEngine:
         idx = torch.zeros((self._micro_bsz, 2), dtype=torch.int64)
         for _ in range(_WARM_UPS):
             if self.step(Batch(idx, idx), lr=0.0, weight_decay=0.0).skipped is False:
-                self._link_moments()
+                self._state.link_moments()
                 return
         raise SetupError("DeepSpeed made no moments", where="train.engine", hint="report this")
-
-    def _link_moments(self) -> None:
-        """Tell stages 1 and 2 where a parameter's moments are.
-
-        DeepSpeed does so after the update of the first parameter group, when the other groups have
-        none yet.
-        """
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-        own = self._optimizer
-        flat = getattr(own, "single_partition_of_fp32_groups", [])
-        for params, partition in zip(getattr(own, "bit16_groups", []), flat, strict=True):
-            if own.optimizer.state[partition]:
-                lazy_init_hp_params_optimizer_state(params, partition, own.optimizer.state)
-
-    def _get(self, param: nn.Parameter, moment: str | None = None) -> Tensor:
-        """Return a whole master or moment, float32, gathered from the processes."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        if moment is None:
-            whole = safe_get_full_fp32_param(param)
-        else:
-            whole = safe_get_full_optimizer_state(param, moment)
-        return whole.view(_shape(param))
-
-    def _set(self, param: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
-        """Set a whole master, and the weight that is its rounded copy, or a moment."""
-        from deepspeed.utils import (
-            safe_set_full_fp32_param,
-            safe_set_full_optimizer_state,
-            safe_set_local_fp32_param,
-            safe_set_local_optimizer_state,
-        )
-
-        if self._sharded:
-            part = _part_of(param, value, self._group.rank)
-            if moment is None:
-                safe_set_local_fp32_param(param, part)
-            else:
-                safe_set_local_optimizer_state(param, part, moment)
-        elif moment is None:
-            safe_set_full_fp32_param(param, value.to(param.device))
-        else:
-            safe_set_full_optimizer_state(param, value.to(param.device), moment)
-        if moment is None:
-            with self._whole([param]), torch.no_grad():
-                param.copy_(value)
-
-    @contextlib.contextmanager
-    def _whole(self, params: list[nn.Parameter]) -> Iterator[None]:
-        """Gather parameters that stage 3 has cut up; what rank 0 makes of them stays."""
-        if not self._sharded:
-            yield
-            return
-        with self._deepspeed.zero.GatheredParameters(params, modifier_rank=0):
-            yield
-
-    def _weights(self) -> dict[str, Tensor]:
-        """Return the weights by name in rank 0, and nothing in the others."""
-        tensors: dict[str, Tensor] = {}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            with self._whole([tensor] if hasattr(tensor, "ds_id") else []):
-                if self._group.rank == 0:
-                    tensors[name] = tensor.detach().cpu().clone()
-        return tensors
 
 
 def _import(device: torch.device, group: Group) -> Any:
@@ -364,26 +286,3 @@ class _OneByOne(nn.Module):
                 # A copy, since DeepSpeed writes what rank 0 has over it.
                 param.data = param.data.to(dtype, copy=True).contiguous()
             yield param
-
-
-def _rounded(
-    params: dict[str, nn.Parameter], dtype: torch.dtype, *, copy: bool
-) -> dict[str, Tensor]:
-    """Return the weights that ``dtype`` cannot hold exactly; as they are unless ``copy``."""
-    return {
-        name: param.detach().to("cpu", copy=copy)
-        for name, param in params.items()
-        if not torch.equal(param, param.to(dtype).to(param.dtype))
-    }
-
-
-def _shape(param: nn.Parameter) -> torch.Size:
-    shape: torch.Size = getattr(param, "ds_shape", param.shape)
-    return shape
-
-
-def _part_of(param: Any, value: Tensor, rank: int) -> Tensor:
-    """Return the part of a whole tensor that stage 3 keeps in a process, zeros beyond its end."""
-    size = param.ds_tensor.numel()
-    part = value.flatten()[rank * size : (rank + 1) * size].to(torch.float32)
-    return nn.functional.pad(part, (0, size - part.numel())).to(param.ds_tensor.device)

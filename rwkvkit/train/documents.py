@@ -11,7 +11,7 @@ from rwkvkit.data.binidx import Binidx
 from rwkvkit.data.order import make_keys
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.packing import Rows, shuffled
-from rwkvkit.train.sampler import check_vocabulary
+from rwkvkit.train.tokens import check_vocabulary
 
 _BUCKETS = 16  # lengths that padded batches may have: few shapes, and little padding
 _WITHIN = 2**64 - 5  # first word of a key; rwkvkit.train.packing uses those above

@@ -120,9 +120,9 @@ class TorchEngine:
         )
         self._names = [name for group in groups for name in group["names"]]
         self._params = [param for group in groups for param in group["params"]]
-        self._shared = dtype == torch.float32
+        self._masters_are_params = dtype == torch.float32
         self._masters = self._params
-        if not self._shared:
+        if not self._masters_are_params:
             self._masters = [param.detach().clone().requires_grad_() for param in self._params]
             model.to(dtype)
         remaining = iter(self._masters)
@@ -175,7 +175,7 @@ class TorchEngine:
         parameters: dict[str, ParameterState] = {}
         for name, master in zip(self._names, self._masters, strict=True):
             kept = dict(self._optimizer.state.get(master, {}))
-            if not (self._shared and whole):
+            if not (self._masters_are_params and whole):
                 kept["master"] = master.detach()
             parameters[name] = kept
         write_state(TrainState(parameters, random), folder)
@@ -191,7 +191,7 @@ class TorchEngine:
         state = read_state(folder)
         for name, master in zip(self._names, self._masters, strict=True):
             kept = dict(state.parameters.get(name, {}))
-            if not self._shared:
+            if not self._masters_are_params:
                 master.data.copy_(kept["master"])
             kept.pop("master", None)
             self._optimizer.state[master] = {
@@ -214,12 +214,12 @@ class TorchEngine:
                 self._loss += part.detach()
                 self._collect_gradients()
         except RuntimeError:  # half of a backward pass that could not be recorded
-            if not self._shared:
+            if not self._masters_are_params:
                 self.model.zero_grad()
             raise
 
     def _collect_gradients(self) -> None:
-        if self._shared:
+        if self._masters_are_params:
             return
         for master, param in zip(self._masters, self._params, strict=True):
             if param.grad is not None:
@@ -229,5 +229,5 @@ class TorchEngine:
 
     @torch.no_grad()
     def _publish_masters(self) -> None:
-        if not self._shared:
+        if not self._masters_are_params:
             torch._foreach_copy_(self._params, self._masters)

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import re
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
@@ -11,14 +12,19 @@ from torch import Tensor
 
 from rwkvkit.errors import FailedElsewhere, LostProcess, RwkvkitError, SetupError
 from rwkvkit.train.place import Place
+from rwkvkit.train.turns import Turns
 
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
-"""How long a process waits for the others inside a step."""
-_PREPARATION_TIMEOUT = datetime.timedelta(days=14)
-_FAILURE_TIMEOUT = datetime.timedelta(seconds=10)
+"""How long a process waits for the others in a collective, such as those of a step."""
 _BUCKET = 1 << 24  # elements of one all-reduce
+# Gloo's errors have no class, and NCCL's have one for all of them.
+_COLLECTIVE = re.compile("gloo|NCCL")
+_LOST = re.compile(
+    "tim(ed|ing) out|timeout|closed by|connection (reset|closed)|broken pipe|remote process exit",
+    re.IGNORECASE,
+)
 
 
 class Group(Protocol):
@@ -54,7 +60,7 @@ class Group(Protocol):
         """
 
     def together(self) -> contextlib.AbstractContextManager[None]:
-        """Let a failure of the body in one process be a failure of all, known to all.
+        """Let a failure of the body, which may take hours, be a failure of all processes.
 
         Raises:
             FailedElsewhere: in the processes whose own body went well.
@@ -95,6 +101,9 @@ class Solo:
 class Processes:
     """Processes under ``torch.distributed``: gloo for what they agree on, NCCL for GPU tensors.
 
+    A collective ends the run when one of them does not come to it for ten minutes; ``first`` and
+    ``together`` are none, see ``Turns``.
+
     Args:
         place: of this process.
         on_gpu: whether tensors of a GPU will be added up.
@@ -108,10 +117,10 @@ class Processes:
         url = f"tcp://{place.master}?rank={place.rank}&world_size={place.world}"
         url = "env://" if place.by == "torchrun" else url  # its agent keeps the store
         try:
-            self._store, _, _ = next(dist.rendezvous(url, timeout=COLLECTIVE_TIMEOUT))
+            store, _, _ = next(dist.rendezvous(url, timeout=COLLECTIVE_TIMEOUT))
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-                store=dist.PrefixStore("run", self._store),
+                store=dist.PrefixStore("run", store),
                 rank=self.rank,
                 world_size=self.world,
                 timeout=COLLECTIVE_TIMEOUT,
@@ -124,7 +133,7 @@ class Processes:
                 hint="start it again with rwkvkit train --gpus N, torchrun or srun; every machine "
                 "must reach the first one at this address",
             ) from error
-        self._turns = 0
+        self._turns = Turns(store, self.rank, self.world)
 
     def any(self, flag: bool) -> bool:
         """See ``Group.any``."""
@@ -145,58 +154,30 @@ class Processes:
     def add(self, tensors: Sequence[Tensor]) -> None:
         """See ``Group.add``; small tensors travel together."""
         bucket: list[Tensor] = []
+        elements = 0
         for position, tensor in enumerate(tensors, 1):
             bucket.append(tensor)
-            if position < len(tensors) and sum(each.numel() for each in bucket) < _BUCKET:
+            elements += tensor.numel()
+            if position < len(tensors) and elements < _BUCKET:
                 continue
             flat = torch.cat([each.reshape(-1) for each in bucket])
             dist.all_reduce(flat)
             parts = flat.split([each.numel() for each in bucket])
             for each, part in zip(bucket, parts, strict=True):
                 each.copy_(part.view_as(each))
-            bucket = []
+            bucket, elements = [], 0
 
-    @contextlib.contextmanager
-    def first(self) -> Iterator[None]:
-        """See ``Group.first``; waiting costs no collective, which would time out."""
-        self._turns += 1
-        turn = f"turn/{self._turns}"
-        if self.rank > 0:
-            self._store.wait([turn], _PREPARATION_TIMEOUT)
-            if code := int(self._store.get(turn)):
-                raise FailedElsewhere(code)
-            yield
-            return
-        code = RwkvkitError.exit_code
-        try:
-            yield
-            code = 0
-        except RwkvkitError as error:
-            code = error.exit_code
-            raise
-        finally:
-            self._store.set(turn, str(code))
+    def first(self) -> contextlib.AbstractContextManager[None]:
+        """See ``Group.first``."""
+        return self._turns.first()
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self) -> contextlib.AbstractContextManager[None]:
         """See ``Group.together``."""
-        failure: Exception | None = None
-        try:
-            yield
-        except Exception as error:
-            failure = error
-        self._turns += 1
-        code = 0 if failure is None else getattr(failure, "exit_code", RwkvkitError.exit_code)
-        self._store.set(f"end/{self._turns}/{self.rank}", str(code))
-        ends = [f"end/{self._turns}/{rank}" for rank in range(self.world)]
-        if failure is not None:
-            # The others may wait for this one in the body: without it they never get to its end.
-            with contextlib.suppress(RuntimeError):
-                self._store.wait(ends, _FAILURE_TIMEOUT)
-            raise failure
-        self._store.wait(ends, COLLECTIVE_TIMEOUT)
-        if worst := max(int(self._store.get(end)) for end in ends):
-            raise FailedElsewhere(worst)
+        return self._turns.together()
+
+    def beating(self) -> contextlib.AbstractContextManager[None]:
+        """Give the others signs of life while in the context."""
+        return self._turns.beating()
 
 
 def said_once(group: Group, error: RwkvkitError) -> RwkvkitError:
@@ -213,27 +194,31 @@ def joined(place: Place | None, *, on_gpu: bool) -> Iterator[Group]:
         on_gpu: whether tensors of a GPU will be added up.
 
     Raises:
-        SetupError: the other processes cannot be reached.
-        LostProcess: another one ended while this one was waiting for it.
+        SetupError: the other processes cannot be reached, or NCCL or gloo fails here.
+        LostProcess: another one ended, or came too late, while this one was waiting for it.
     """
     if place is None:
         yield Solo()
         return
     try:
-        yield Processes(place, on_gpu=on_gpu)
+        group = Processes(place, on_gpu=on_gpu)
+        with group.beating():
+            yield group
     except RuntimeError as error:
-        if not _is_lost(error):
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not _COLLECTIVE.search(text):
             raise
-        raise LostProcess(
-            f"another process of the run is gone ({str(error).splitlines()[0]})",
+        if isinstance(error, dist.DistNetworkError) or _LOST.search(text):
+            raise LostProcess(
+                f"another process of the run is gone or hangs ({text.splitlines()[0]})",
+                where=f"process {place.rank}",
+                hint="see what it said last; the same command resumes from the last checkpoint",
+            ) from error
+        raise SetupError(
+            f"the processes of the run cannot talk to each other: {text}",
             where=f"process {place.rank}",
-            hint="its own message says why; the same command resumes from the last checkpoint",
+            hint="mend what it says, or train with one process; NCCL_DEBUG=INFO has NCCL say more",
         ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _is_lost(error: RuntimeError) -> bool:
-    """Whether an error is that of a collective whose other end is gone; gloo's has no class."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)

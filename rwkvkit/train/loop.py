@@ -110,7 +110,7 @@ def train(
     """
     group = group or Solo()
     batch, steps = plan.global_batch, plan.schedule.steps
-    share = batch // group.world
+    own = batch // group.world  # samples of this process in a step
     store = CheckpointStore(files.checkpoints, keep=plan.config.keep, group=group)
     done = _resume(engine, store, steps, report)
     if done == 0 and files.final.exists():
@@ -136,7 +136,7 @@ def train(
         while done < steps and not ended:
             lr, weight_decay = plan.schedule.lr(done), plan.schedule.weight_decay(done)
             result = engine.step(
-                ready.read(1 + done * batch + group.rank * share, share),
+                ready.read(1 + done * batch + group.rank * own, own),
                 lr=lr,
                 weight_decay=weight_decay,
             )

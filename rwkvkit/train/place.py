@@ -40,20 +40,23 @@ def started_by(environment: Mapping[str, str]) -> Place | None:
         environment: of the process.
 
     Raises:
-        SetupError: the variables are incomplete.
+        SetupError: the variables are incomplete, or a number is none.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        rank, world, local, host, port = _values(environment, torchrun, "torchrun")
-        return Place(int(rank), int(world), int(local), f"{host}:{port}", "torchrun")
+        _check_complete(environment, torchrun, "torchrun")
+        rank, world, local = (_number(environment, name) for name in torchrun[:3])
+        master = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+        return Place(rank, world, local, master, "torchrun")
     # srun describes the step; a batch script outside of srun has only the job's variables.
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if _number(environment, "SLURM_STEP_NUM_TASKS", "1") > 1:
         srun = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
-        rank, world, local, nodes = _values(environment, srun, "srun")
-        host = environment.get("MASTER_ADDR") or first_host(nodes)
-        job = int(environment.get("SLURM_JOB_ID", "0"))
+        _check_complete(environment, srun, "srun")
+        rank, world, local = (_number(environment, name) for name in srun[:3])
+        host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
+        job = _number(environment, "SLURM_JOB_ID", "0")
         port = environment.get("MASTER_PORT") or str(_SLURM_PORTS + job % _SLURM_PORTS)
-        return Place(int(rank), int(world), int(local), f"{host}:{port}", "srun")
+        return Place(rank, world, local, f"{host}:{port}", "srun")
     return None
 
 
@@ -63,11 +66,21 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0]) if first else nodes
 
 
-def _values(environment: Mapping[str, str], names: Sequence[str], by: str) -> list[str]:
+def _check_complete(environment: Mapping[str, str], names: Sequence[str], by: str) -> None:
     if missing := [name for name in names if name not in environment]:
         raise SetupError(
             f"{by} gave this process no {' and no '.join(missing)}",
             where="environment",
             hint=f"start the run with {by}, or with rwkvkit train --gpus N, or unset {names[0]}",
         )
-    return [environment[name] for name in names]
+
+
+def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    value = environment.get(name, default)
+    if not re.fullmatch("[0-9]+", value):
+        raise SetupError(
+            f"{name} is {value!r}, not a number",
+            where="environment",
+            hint="unset it, or set it as torchrun and srun do",
+        )
+    return int(value)

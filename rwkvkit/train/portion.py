@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from rwkvkit.files import fsync
@@ -13,6 +12,7 @@ from rwkvkit.model.adapter import peft_library, read_adapter, write_adapter, wri
 from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
 from rwkvkit.model.rwkv import RWKV
 from rwkvkit.train.patterns import plain_name
+from rwkvkit.train.pissa import Pissa
 
 MODEL_FILE = "model.pth"
 STATE_FILE = "state.pth"
@@ -87,8 +87,7 @@ class StatePortion:
 class AdapterPortion:
     """An adapter, and parameters of the base that train with it, in peft's files.
 
-    PiSSA takes the largest singular part out of each matrix and trains that part. What is saved is
-    the change against the base as it was, an adapter of twice the rank: ``B A - B₀ A₀``.
+    Under PiSSA what is saved is the change against the base as it was; see ``Pissa``.
 
     Args:
         model: with the adapter injected, before any training.
@@ -102,21 +101,16 @@ class AdapterPortion:
         self._config = config
         self._whole = whole
         self._base = base
-        self._initial: dict[str, Tensor] = {}
+        self._pissa: Pissa | None = None
         if getattr(config, "init_lora_weights", None) == "pissa":
-            start = _adapter_tensors(model, model.state_dict())
-            self._initial = {name: tensor.detach().cpu().clone() for name, tensor in start.items()}
+            self._pissa = Pissa(model, config, _adapter_tensors(model, model.state_dict()))
 
     def save(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
         """Write the adapter's files and the record of its base."""
         own = _adapter_tensors(self._model, tensors)
         config = self._config
-        if self._initial:
-            own = {name: self._against_base(name, tensor) for name, tensor in own.items()}
-            config = type(config)(
-                r=2 * config.r, lora_alpha=2 * config.lora_alpha,
-                lora_dropout=config.lora_dropout, target_modules=config.target_modules,
-            )  # fmt: skip
+        if self._pissa:
+            own, config = self._pissa.against_base(own), self._pissa.config_against_base()
         whole = {plain_name(n): t for n, t in tensors.items() if plain_name(n) in self._whole}
         write_adapter(folder, config, own, whole)
         write_record(folder, self._base)
@@ -124,8 +118,8 @@ class AdapterPortion:
     def load(self, model: nn.Module, folder: Path) -> None:
         """Read the adapter's files."""
         _, own, whole = read_adapter(folder)
-        if self._initial:
-            own = self._split(own)
+        if self._pissa:
+            own = self._pissa.split(own)
         named = {plain_name(name): name for name in model.state_dict()}
         peft_library().set_peft_model_state_dict(model, own)
         _load(model, {named[name]: tensor for name, tensor in whole.items()})
@@ -143,32 +137,6 @@ class AdapterPortion:
             fsync(path.parent)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-
-    def _against_base(self, name: str, tensor: Tensor) -> Tensor:
-        """[A; A₀] and [B, -B₀], in the precision of the start."""
-        start = self._initial[name]
-        now = tensor.detach().cpu().to(start.dtype)
-        return torch.cat([now, start], 0) if ".lora_A." in name else torch.cat([now, -start], 1)
-
-    def _split(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take [A; A₀] and [B, -B₀] apart; the matrices lose B₀ A₀ as they did in that run."""
-        rank = self._config.r
-        own, start = {}, {}
-        for name, tensor in saved.items():
-            first, second = tensor.split(rank, 0 if ".lora_A." in name else 1)
-            own[name] = first.contiguous()
-            start[name] = second.contiguous() if ".lora_A." in name else -second
-        scale = self._config.lora_alpha / rank
-        for name in (name for name in start if ".lora_A." in name):
-            module = name.partition(".lora_A.")[0]
-            other = name.replace(".lora_A.", ".lora_B.")
-            if all(torch.equal(start[key], self._initial[key]) for key in (name, other)):
-                continue  # a machine that computes other singular vectors comes here
-            weight = self._model.get_parameter(f"{module}.base_layer.weight")
-            difference = self._initial[other] @ self._initial[name] - start[other] @ start[name]
-            weight.data += scale * difference.to(weight)
-        self._initial = start
-        return own
 
 
 def _adapter_tensors(model: RWKV, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

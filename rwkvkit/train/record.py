@@ -9,10 +9,12 @@ from rwkvkit.compare import differences
 from rwkvkit.errors import RecipeError
 
 NAME = "run.json"
+# Where files are: what is in them has its hash in the record, so they may move.
+_PATHS = {"recipe.data", "recipe.model.weights", "recipe.model.grow_from"}
 
 
 def check_record(folder: Path, record: dict[str, Any]) -> None:
-    """Compare ``record`` with the one in a run's folder.
+    """Compare ``record`` with the one in a run's folder; files that it names may have moved.
 
     Args:
         folder: the run's folder; it may not exist.
@@ -28,7 +30,7 @@ def check_record(folder: Path, record: dict[str, Any]) -> None:
         return
     before = files.read_json(path)
     known = {section: value for section, value in before.items() if section in record}
-    if changes := differences(known, record):
+    if changes := differences(known, record, _PATHS):
         raise RecipeError(
             f"this folder holds another run ({', '.join(changes)})",
             where=str(folder),

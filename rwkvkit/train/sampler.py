@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from rwkvkit.data.binidx import Binidx
-from rwkvkit.errors import DataError
 from rwkvkit.train.batch import Batch
+from rwkvkit.train.tokens import check_vocabulary
 
 MINI_EPOCH_SAMPLES = 40320
 """Samples in a mini-epoch, the reference's unit of progress."""
@@ -92,17 +92,3 @@ class SampleReader:
             mask = torch.from_numpy(columns)[:, 1:]
         ids = torch.from_numpy(tokens)
         return Batch(ids[:, :-1], ids[:, 1:], mask)
-
-
-def check_vocabulary(tokens: NDArray[np.int64], vocab_size: int, data: Binidx) -> None:
-    """Check token ids against a model's vocabulary.
-
-    Raises:
-        DataError: an id does not fit.
-    """
-    if tokens.max() >= vocab_size:
-        raise DataError(
-            f"token id {tokens.max()} is outside the model's vocabulary of {vocab_size}",
-            where=f"{data.prefix}.bin",
-            hint="raise the model's vocab_size, or prepare the data with its tokenizer",
-        )

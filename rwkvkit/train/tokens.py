@@ -1,6 +1,7 @@
-"""Checks the token ids of a dataset before a run starts."""
+"""Checks the token ids of a dataset against a model's vocabulary."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rwkvkit.data.binidx import Binidx
 from rwkvkit.errors import DataError
@@ -26,10 +27,18 @@ def check_tokens(data: Binidx, vocab_size: int) -> None:
     blocks = -(-data.n_tokens // _BLOCK)
     for block in np.unique(np.linspace(0, blocks - 1, min(blocks, _MOST_BLOCKS)).astype(int)):
         start = int(block) * _BLOCK
-        largest = data.tokens(start, min(_BLOCK, data.n_tokens - start)).max()
-        if largest >= vocab_size:
-            raise DataError(
-                f"token id {largest} is outside the model's vocabulary of {vocab_size}",
-                where=f"{data.prefix}.bin",
-                hint="raise the model's vocab_size, or prepare the data with its tokenizer",
-            )
+        check_vocabulary(data.tokens(start, min(_BLOCK, data.n_tokens - start)), vocab_size, data)
+
+
+def check_vocabulary(tokens: NDArray[np.integer], vocab_size: int, data: Binidx) -> None:
+    """Check token ids, of any shape, that were read from a dataset.
+
+    Raises:
+        DataError: an id is not below ``vocab_size``.
+    """
+    if (largest := tokens.max()) >= vocab_size:
+        raise DataError(
+            f"token id {largest} is outside the model's vocabulary of {vocab_size}",
+            where=f"{data.prefix}.bin",
+            hint="raise the model's vocab_size, or prepare the data with its tokenizer",
+        )

@@ -21,6 +21,7 @@ from rwkvkit.train.observe import Probe
 from rwkvkit.train.orders import choose_order, validation_samples
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.previews import Previews
+from rwkvkit.train.tokens import check_tokens
 from rwkvkit.workflow.prompts import encode_prompts, recipe_tokenizer
 
 
@@ -41,11 +42,12 @@ class Evaluations:
 
         Raises:
             RecipeError: the recipe asks for what cannot be.
-            DataError: the held-out dataset that it names is missing or damaged.
+            DataError: the held-out dataset that it names is missing or damaged, or has a token
+                outside the model's vocabulary.
         """
         config = self._config
         if config.data:
-            open_binidx(config.data)
+            check_tokens(open_binidx(config.data), self.model.vocab_size)
         splits = any(isinstance(stage, Split) for stage in self.recipe.prepare or [])
         if config.patience and not (splits or self._prefix):
             raise RecipeError(

@@ -46,7 +46,8 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is no text"
         raise UsageError(str(reason), where=str(path), hint="name a hostfile") from error
-    lines: dict[Host, int] = {}
+    hosts: list[Host] = []
+    seen: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         content = line.partition("#")[0].strip()
         if not content:
@@ -58,15 +59,15 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
                 where=f"{path}:{number}",
                 hint="a line reads: HOST slots=8",
             )
-        host = Host(found[1], int(found[2]))
-        for other, before in lines.items():
-            if other.name == host.name:
-                raise UsageError(
-                    f"{host.name} stands in line {before} already",
-                    where=f"{path}:{number}",
-                    hint="give each host one line, with all its slots",
-                )
-        lines[host] = number
-    if not lines:
+        name, slots = found[1], int(found[2])
+        if name in seen:
+            raise UsageError(
+                f"{name} stands in line {seen[name]} already",
+                where=f"{path}:{number}",
+                hint="give each host one line, with all its slots",
+            )
+        seen[name] = number
+        hosts.append(Host(name, slots))
+    if not hosts:
         raise UsageError("names no host", where=str(path), hint="add a line: HOST slots=8")
-    return tuple(lines)
+    return tuple(hosts)

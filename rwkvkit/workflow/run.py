@@ -334,7 +334,7 @@ class Run:
         """Return all that decides the weights the run ends with."""
         return {
             "recipe": self._recipe_record(),
-            "weights": files.sha256(self.weights.path),
+            "weights": self.weights.sha256,
             "data": data_record(data),
             "dtype": str(plan.placement.dtype).removeprefix("torch."),
         }

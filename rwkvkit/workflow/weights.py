@@ -68,6 +68,11 @@ class InitialWeights:
         weights = self._read(self.spec.weights, "model.weights")
         return check_config(self.spec.given(), weights, self.spec.weights)
 
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the file, which is read once: it may have many gigabytes."""
+        return files.sha256(self.path)
+
     def status(self) -> Status:
         """Say whether the file is there and is what the recipe asks for.
 
@@ -85,7 +90,7 @@ class InitialWeights:
         made = before.pop("sha256", None)
         if made is None:
             return Status(False, f"{self.path} was not finished")
-        if files.sha256(self.path) != made:
+        if self.sha256 != made:
             raise self._strange("these are not the weights that rwkvkit wrote here")
         if changes := differences(before, self._record()):
             return Status(False, f"{', '.join(changes)} since {self.path} was made")
@@ -118,7 +123,8 @@ class InitialWeights:
         # The record comes first: whenever the file is there, so is a sign that it is ours.
         self._write_record(None)
         write_checkpoint(weights, self.path)
-        self._write_record(files.sha256(self.path))
+        vars(self).pop("sha256", None)  # that of a file that was here before
+        self._write_record(self.sha256)
         return weights
 
     def check(self) -> None:

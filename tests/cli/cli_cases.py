@@ -1,6 +1,8 @@
 """A recipe that trains in seconds, and what a command gives back."""
 
 import json
+import logging
+import random
 import subprocess
 import time
 from collections.abc import Callable
@@ -42,6 +44,13 @@ class Outcome:
 
 
 Run = Callable[..., Outcome]
+
+
+def any_step(first: int, last: int) -> int:
+    """Draw a step to cut a run short at, and say which: any must do, and a failure names it."""
+    step = random.randint(first, last)
+    logging.getLogger(__name__).warning("cut short at step %d", step)
+    return step
 
 
 def files_in(folder: Path) -> list[str]:

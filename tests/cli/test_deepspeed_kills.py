@@ -2,12 +2,12 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
+from cli_cases import any_step
 from test_processes import STEPS, assert_gone, children, losses, rows, wait_for_step
 
 pytestmark = pytest.mark.timeout(600)
@@ -34,7 +34,7 @@ def test_killed_stopped_and_damaged_it_goes_on(folder, start) -> None:
         return process, ranks
 
     # A process dies: the launcher ends the other one and says why.
-    process, ranks = launch(random.randint(12, 18))
+    process, ranks = launch(any_step(12, 18))
     os.kill(ranks[1], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 5, err
@@ -45,14 +45,14 @@ def test_killed_stopped_and_damaged_it_goes_on(folder, start) -> None:
     *_, before, newest = sorted((cut / "checkpoints").iterdir())
     damaged = newest / "optimizer-1.pt"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    process, ranks = launch(random.randint(22, 30))
+    process, ranks = launch(any_step(22, 30))
     process.send_signal(signal.SIGKILL)
     _, err = process.communicate()
     assert f"{newest.relative_to(folder)} is damaged (optimizer-1.pt has " in err
     assert f"resuming from {before.relative_to(folder)}" in err
     assert_gone(ranks)
 
-    process, ranks = launch(random.randint(34, 44))
+    process, ranks = launch(any_step(34, 44))
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err

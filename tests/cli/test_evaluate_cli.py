@@ -4,8 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from rwkvkit import BinidxWriter
 
 SPLIT = """\
 name: tiny
@@ -129,6 +132,15 @@ def test_what_cannot_be_evaluated(folder, run, settings, code, message) -> None:
     assert done.code == code
     assert message in done.err
     assert "hint:" in done.err
+    assert not (folder / "out").exists()
+
+
+def test_held_out_data_of_another_vocabulary_is_refused_before_any_work(folder, run) -> None:
+    with BinidxWriter(folder / "val") as writer:
+        writer.add(np.array([1, 60000, 0]))
+    done = run("train", "r.yaml", "--set", "train.evaluate.data=val", "--dry-run")
+    assert done.code == 4
+    assert "val.bin: token id 60000 is outside the model's vocabulary of 257" in done.err
     assert not (folder / "out").exists()
 
 

@@ -7,6 +7,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from rwkvkit.model.checkpoint import write_checkpoint
+from rwkvkit.model.config import ModelConfig
+from rwkvkit.model.init import init_weights
+
 PREPARE = (
     "prepare=[{read: text.jsonl}, {encode: tok.json}, {write-binidx: out/tiny/data}, {plan: {}}]"
 )
@@ -43,6 +47,17 @@ def test_from_text_to_text(folder: Path, run) -> None:
     other = run(*final)
     assert other.code == 2
     assert "hint: name the model's vocabulary file or tokenizer.json with --vocab" in other.err
+
+
+def test_a_prompt_of_which_the_tokenizer_leaves_nothing(folder: Path, run) -> None:
+    model = ModelConfig(arch="x070", n_layer=1, n_embd=64, vocab_size=2)
+    write_checkpoint(init_weights(model, 0), folder / "small.pth")
+    letters = models.BPE({"a": 0, "</s>": 1}, [])  # it drops every other one
+    tokenizers.Tokenizer(letters).save("tok.json")
+    outcome = run("generate", "small.pth", "--vocab", "tok.json", "--prompt", "x")
+    assert outcome.code == 2
+    assert "--prompt: the tokenizer leaves nothing of the prompt" in outcome.err
+    assert "hint: give another text" in outcome.err
 
 
 @pytest.mark.usefixtures("vocabulary")

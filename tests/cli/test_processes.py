@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_cases import any_step
 
 pytestmark = pytest.mark.timeout(600)  # several starts of two processes in a test
 STEPS = 60
@@ -73,7 +73,7 @@ def test_cut_short_again_and_again_it_goes_on_as_if_it_had_not_been(folder, run,
         return process, children(process.pid)
 
     # A process dies: the run ends with its reason, within the time the others need to notice.
-    process, ranks = launch(random.randint(5, 16))
+    process, ranks = launch(any_step(5, 16))
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
     _, err = process.communicate(timeout=120)
@@ -84,13 +84,13 @@ def test_cut_short_again_and_again_it_goes_on_as_if_it_had_not_been(folder, run,
     assert_gone(ranks)
 
     # The launcher dies: so do the processes.
-    process, ranks = launch(random.randint(20, 30))
+    process, ranks = launch(any_step(20, 30))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert_gone(ranks)
 
     # SIGTERM to the launcher: all stop after the same step, and a checkpoint is saved.
-    process, ranks = launch(random.randint(34, 44))
+    process, ranks = launch(any_step(34, 44))
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130

@@ -1,11 +1,14 @@
 """A run's folder: what is in it is never replaced unasked, and made again where it is lost."""
 
+import json
 import shutil
 import signal
 
 import pytest
 import torch
 from cli_cases import files_in, wait_for_rows
+
+from rwkvkit import files
 
 
 def test_a_finished_run_is_never_done_again(folder, run) -> None:
@@ -21,6 +24,22 @@ def test_a_finished_run_is_never_done_again(folder, run) -> None:
     assert refused.code == 3
     assert "a finished run without its checkpoints" in refused.err
     assert final.read_bytes() == before
+
+
+def test_initial_weights_are_hashed_once_and_again_when_they_are_drawn_anew(
+    folder, run, monkeypatch
+) -> None:
+    assert run("init-weights", "r.yaml", "--set", "seed=7").code == 0
+    assert run("train", "r.yaml").code == 0  # draws others
+    out = folder / "out/tiny"
+    drawn = files.sha256(out / "rwkv-init.pth")
+    assert json.loads((out / "run.json").read_text())["weights"] == drawn
+    (out / "rwkv-final.pth").unlink()
+    hashed: list[str] = []
+    real = files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: hashed.append(path.name) or real(path))
+    assert run("train", "r.yaml").code == 0
+    assert hashed.count("rwkv-init.pth") == 1
 
 
 def test_damaged_final_weights_come_from_the_checkpoint_again(folder, run) -> None:

@@ -1,7 +1,6 @@
 """From text to a trained model on the command line, and every way such a run can be cut short."""
 
 import json
-import random
 import resource
 import shutil
 import signal
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_cases import RECIPE, files_in, wait_for_rows
+from cli_cases import RECIPE, any_step, files_in, wait_for_rows
 
 from rwkvkit import load_model
 from rwkvkit.train.engine import TorchEngine
@@ -114,7 +113,7 @@ def test_accumulation_of_micro_batches_is_one_batch(folder, run) -> None:
 def test_killed_at_a_random_step_it_resumes_bit_for_bit(folder, run, start, arch, more) -> None:
     settings = ["--set", f"model.arch={arch}", *more, "--set", "train.total_steps=60"]
     assert run("train", "r.yaml", *settings, "--set", "run_dir=whole").code == 0
-    kill_after = random.randint(1, 55)  # any step must do
+    kill_after = any_step(1, 55)
     process = start("train", "r.yaml", *settings, "--set", "run_dir=cut")
     wait_for_rows(folder / "cut/metrics.jsonl", kill_after, process)
     process.send_signal(signal.SIGKILL)

@@ -107,7 +107,7 @@ def test_a_state_goes_on_under_another_stage_engine_or_number_of_processes(found
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step_everywhere(found) -> None:
-    assert len(found["skips"]) == 5
+    assert len(found["skips"]) == 6
     assert all(case == [True, True, False] for case in found["skips"].values()), found["skips"]
 
 
@@ -187,6 +187,14 @@ def test_the_settings_follow_the_recipe_and_the_file() -> None:
             '{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}',
             "zero_optimization.offload_param: the recipe says train.offload none",
         ),
+        (
+            {"offload": "optimizer"},
+            '{"zero_optimization": {"offload_param": {"device": "cpu"}}}',
+            "zero_optimization.offload_param: the recipe says train.offload optimizer",
+        ),
+        ({}, '{"zero_optimization": {"stage": 0}}', "stage is 0, which is none of"),
+        ({}, '{"zero_optimization": {"stage": 7}}', "stage is 7, which is none of"),
+        ({"zero": 2}, '{"zero_optimization": {"stage": "2"}}', "stage is '2', which is none of"),
     ],
 )
 def test_settings_that_contradict_each_other(tmp_path: Path, settings, file, message) -> None:
@@ -198,12 +206,27 @@ def test_settings_that_contradict_each_other(tmp_path: Path, settings, file, mes
     assert caught.value.hint
 
 
-def test_auto_values_of_a_file_are_filled_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("absent", ["auto", "null"])
+def test_values_that_a_file_leaves_open_are_filled_in(tmp_path: Path, absent: str) -> None:
     path = tmp_path / "ds.yaml"
-    path.write_text("train_micro_batch_size_per_gpu: auto\nzero_optimization: {stage: 1}\n")
+    zero = "stage: 1, offload_optimizer: ABSENT, offload_param: ABSENT"
+    text = f"train_micro_batch_size_per_gpu: ABSENT\nzero_optimization: {{{zero}}}\n"
+    path.write_text(text.replace("ABSENT", absent))
     backend = choose_backend(config(deepspeed=str(path)), GPU, 2)
     assert backend.zero == 1
     assert backend.settings["train_micro_batch_size_per_gpu"] == 2
+    assert backend.settings["zero_optimization"] == {"stage": 1}
+    path.write_text(f"zero_optimization: {{stage: {absent}, offload_optimizer: {absent}}}\n")
+    backend = choose_backend(config(deepspeed=str(path), offload="optimizer"), GPU, 2)
+    assert backend.zero == backend.settings["zero_optimization"]["stage"] == 2
+    assert backend.settings["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+
+
+def test_the_hint_for_stage_0_leads_out() -> None:
+    with pytest.raises(RecipeError, match="stage 0") as caught:
+        choose_backend(config(zero=0, offload="optimizer"), GPU, 2)
+    assert "train.offload optimizer needs DeepSpeed" in str(caught.value.hint)
+    assert "train.engine" not in str(caught.value.hint)
 
 
 def test_fp16_is_for_gpus() -> None:

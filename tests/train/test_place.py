@@ -61,3 +61,20 @@ def test_incomplete_variables(environment: dict[str, str], name: str) -> None:
     with pytest.raises(SetupError, match=name) as caught:
         started_by(rest)
     assert "rwkvkit train --gpus N" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("environment", "name", "value"),
+    [
+        (TORCHRUN, "RANK", "a"),
+        (TORCHRUN, "WORLD_SIZE", ""),
+        (TORCHRUN, "LOCAL_RANK", "-1"),
+        (SRUN, "SLURM_STEP_NUM_TASKS", "x"),
+        (SRUN, "SLURM_PROCID", "1.5"),
+        (SRUN, "SLURM_JOB_ID", "40123_7"),
+    ],
+)
+def test_a_number_that_is_none(environment: dict[str, str], name: str, value: str) -> None:
+    with pytest.raises(SetupError, match=f"{name} is '{value}', not a number") as caught:
+        started_by(environment | {name: value})
+    assert "unset it" in str(caught.value.hint)

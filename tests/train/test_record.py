@@ -17,6 +17,15 @@ def test_same_and_partial_records_pass(tmp_path: Path) -> None:
     check_record(tmp_path, {"recipe": RECORD["recipe"]})
 
 
+def test_files_may_move(tmp_path: Path) -> None:
+    was = {"data": "val", "model": {"weights": "base.pth", "n_layer": 2}}
+    write_record(tmp_path, {"recipe": was, "weights": "a" * 64})
+    now = {"data": "/val", "model": {"weights": "/base.pth", "n_layer": 2}}
+    check_record(tmp_path, {"recipe": now, "weights": "a" * 64})
+    with pytest.raises(RecipeError, match="weights aaaaaaaaaaaa… -> bbbbbbbbbbbb…"):
+        check_record(tmp_path, {"recipe": now, "weights": "b" * 64})
+
+
 def test_every_difference_is_named(tmp_path: Path) -> None:
     write_record(tmp_path, RECORD)
     other = {"recipe": {"train": {"lr_init": 2e-4}, "ctx_len": 4}, "data": {"n_tokens": 7}}
