@@ -2,7 +2,6 @@
 
 import json
 import platform
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,12 +132,5 @@ def _system() -> dict[str, str]:
 
 
 def _samples(folder: Path) -> list[dict[str, Any]]:
-    path = folder / SAMPLES
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = []
-    for line in lines:
-        with suppress(ValueError):  # a line that a kill cut short
-            row = json.loads(line)
-            if isinstance(row, dict) and {"step", "prompt", "text"} <= row.keys():
-                found.append(row)
-    return found
+    rows = files.read_json_lines(folder / SAMPLES)
+    return [row for row in rows if {"step", "prompt", "text"} <= row.keys()]
