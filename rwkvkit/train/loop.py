@@ -146,8 +146,11 @@ def train(
             )
             if now.spike is not None:
                 now = _meet_spike(now, plan, engine, store, report)
-            for probe in probes:
-                now = replace(now, found={**now.found, **probe(done, engine)})
+            try:
+                for probe in probes:
+                    now = replace(now, found={**now.found, **probe(done, engine)})
+            except DivergedError as error:
+                raise said_once(group, _diverged(error, done, store, files)) from None
             for sink in sinks if group.rank == 0 else ():
                 sink(now)
             if result.skipped:
