@@ -97,8 +97,10 @@ class Run:
         if run.files.started:
             check_record(recipe.folder, {"recipe": run._recipe_record()})
             if run.settings.resume == "never":
+                saved = any(run.files.checkpoints.glob("step-*"))
+                holds = "checkpoints" if saved else run.files.final.name
                 raise RecipeError(
-                    f"train.resume is never, and {recipe.folder} holds checkpoints",
+                    f"train.resume is never, and {recipe.folder} holds {holds}",
                     where="train.resume",
                     hint="give the new run another name or run_dir, or leave train.resume out",
                 )
