@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,9 +128,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def remove_temporaries(path: Path) -> None:
-    """Remove what a killed process left of its attempts to replace ``path``."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        left.unlink()
+    """Remove what a killed process left of its attempts to replace ``path``, a file or a folder."""
+    name = glob.escape(path.name)
+    for left in [*path.parent.glob(f".{name}.*.tmp"), *path.parent.glob(f".{name}.tmp")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def fsync(path: Path) -> None:

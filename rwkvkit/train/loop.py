@@ -56,9 +56,15 @@ class RunFiles:
         return self.folder / f"best{Path(self.result).suffix}"
 
     @property
-    def samples(self) -> Path:
+    def previews(self) -> Path:
         """One JSON line a text that the model wrote on the way."""
         return self.folder / "samples.jsonl"
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """What training writes into the folder, checkpoints aside."""
+        texts = (self.metrics, self.train_log, self.previews)
+        return (self.final, self.best, self.loss_curve, *texts)
 
     @property
     def started(self) -> bool:
