@@ -298,6 +298,13 @@ def test_state_tuning_is_the_same_for_any_batch() -> None:
             torch.testing.assert_close(parameter.grad, want, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_an_adapters_matrices_decay(method: str) -> None:
+    groups = optimizer_groups(engine_of("x070", tuning(method)).model, weight_decay=0.1)
+    decays = {name: group["weight_decay"] > 0 for group in groups for name in group["names"]}
+    assert decays == {name: "magnitude_vector" not in name for name in decays}
+
+
 def test_learning_rates_by_pattern() -> None:
     model = build_model(shape("x070"), base_weights("x070"))
     scales = {"blocks.0.att.key": 0.25, "blocks.0": 0.5, "att.w0": 3.0, "emb": 0.1}
@@ -368,8 +375,9 @@ def test_ranks_and_matrices_that_cannot_be() -> None:
         apply_tuning(model, tuning("dora"), BASE)
     with pytest.raises(RecipeError, match="train itself and through its adapter"):
         check_tuning(tuning("lora", train=["att.key"]), shape("x070"))
-    with pytest.raises(RecipeError, match="nothing is left to train"):
+    with pytest.raises(RecipeError, match="nothing is left to train") as caught:
         check_tuning(tuning(freeze=["*"]), shape("x070"))
+    assert "freeze less" in caught.value.hint
 
 
 def test_an_adapter_starts_the_same_in_every_process() -> None:
