@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,10 +110,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the JSON objects of a file, one a line; none if there is no file.
+
+    A line that a kill cut short, or that is no object, is left out.
+    """
+    if not path.exists():
+        return []
+    found = []
+    # Not splitlines(): a string may hold characters at which that splits, such as U+2028.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                found.append(row)
+    return found
+
+
 def remove_temporaries(path: Path) -> None:
-    """Remove what a killed process left of its attempts to replace ``path``."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        left.unlink()
+    """Remove what a killed process left of its attempts to replace ``path``, a file or a folder."""
+    name = glob.escape(path.name)
+    for left in [*path.parent.glob(f".{name}.*.tmp"), *path.parent.glob(f".{name}.tmp")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def fsync(path: Path) -> None:

@@ -141,9 +141,9 @@ def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
 
     recipe, end = run.recipe, run.finished()
     facts |= {"final": str(run.files.final)} | end
+    loss = "" if end["loss"] is None else f": loss {end['loss']:.4f}"
     console.result(
-        f"trained {end['step']:,} step{'s' * (end['step'] != 1)}, {end['tokens']:,} tokens: "
-        f"loss {end['loss']:.4f}"
+        f"trained {end['step']:,} step{'s' * (end['step'] != 1)}, {end['tokens']:,} tokens{loss}"
     )
     console.result(f"weights {run.files.final}, loss curve {run.files.loss_curve}")
     generate = f"rwkvkit generate {run.files.final}"

@@ -122,12 +122,13 @@ def read_adapter(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, Tensor
     return config, tensors, whole
 
 
-def merged(base: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def merged(base: Mapping[str, Tensor], path: Path, where: str | None = None) -> dict[str, Tensor]:
     """Return a base's tensors with an adapter or tuned states merged into them.
 
     Args:
         base: a whole checkpoint's tensors by name; not modified.
         path: an adapter's folder, or a .pth file of tuned states.
+        where: the base's file, for messages.
 
     Returns:
         All tensors, in the base's dtypes; tuned states as they are.
@@ -136,7 +137,7 @@ def merged(base: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         DataError: the file or folder is damaged, or made for another model.
         SetupError: an adapter, and peft is not installed.
     """
-    return _with_adapter(base, path) if path.is_dir() else _with_states(base, path)
+    return _with_adapter(base, path) if path.is_dir() else _with_states(base, path, where)
 
 
 def holds_states(weights: Mapping[str, Tensor]) -> bool:
@@ -144,7 +145,7 @@ def holds_states(weights: Mapping[str, Tensor]) -> bool:
     return all(name.endswith(".att.time_state") for name in weights)
 
 
-def _with_states(base: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _with_states(base: Mapping[str, Tensor], path: Path, where: str | None) -> dict[str, Tensor]:
     states = read_checkpoint(path)
     if not holds_states(states):
         raise DataError(
@@ -152,7 +153,7 @@ def _with_states(base: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             where=str(path),
             hint="give the .pth file of a state tuning run, or the folder of an adapter",
         )
-    config = config_from_state_dict(base)
+    config = config_from_state_dict(base, where)
     shape = (config.n_head, config.head_size, config.head_size)
     wanted = {f"blocks.{layer}.att.time_state": shape for layer in range(config.n_layer)}
     if {name: tuple(tensor.shape) for name, tensor in states.items()} != wanted:

@@ -60,13 +60,15 @@ def load_model(
     if adapter is not None:
         from rwkvkit.model.adapter import merged
 
-        state_dict = merged(state_dict, Path(adapter))
+        state_dict = merged(state_dict, Path(adapter), where)
     config = config_from_state_dict(state_dict, where)
     if dropout:
         try:
             config = ModelConfig(**{**config.model_dump(), "dropout": dropout})
         except ValidationError as error:
-            raise UsageError(reasons(error), where="load_model") from error
+            raise UsageError(
+                reasons(error), where="load_model(dropout=...)", hint="leave dropout out"
+            ) from error
     return build_model(config, state_dict, dtype=dtype, device=device, where=where)
 
 
@@ -203,7 +205,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             hint="the file may be cut or damaged; fetch or write it again",
         ) from error
     if not isinstance(content, dict) or not content:
-        raise DataError(f"holds a {type(content).__name__}, not a dict of tensors", where=str(path))
+        kind = type(content).__name__ if content else f"{type(content).__name__} without anything"
+        raise DataError(
+            f"holds a {kind}, not a dict of tensors",
+            where=str(path),
+            hint="a checkpoint is a flat dict of tensors by name, as torch.save writes it",
+        )
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise DataError(

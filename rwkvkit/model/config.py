@@ -130,7 +130,9 @@ def config_of_size(size: str, **settings: Any) -> ModelConfig:
     try:
         return ModelConfig(**{"arch": size.partition("-")[0], **known[size], **settings})
     except ValidationError as error:
-        raise RecipeError(reasons(error), where="model") from error
+        raise RecipeError(
+            reasons(error), where="model", hint="correct that setting, or leave it out"
+        ) from error
 
 
 def config_from_state_dict(
@@ -156,7 +158,11 @@ def config_from_state_dict(
     try:
         return ModelConfig(**fields)
     except ValidationError as error:
-        raise DataError(f"no usable {arch} model: {reasons(error)}", where=where) from error
+        raise DataError(
+            f"no usable {arch} model: {reasons(error)}",
+            where=where,
+            hint="the file may be damaged, or made by a changed trainer",
+        ) from error
 
 
 def reasons(error: ValidationError) -> str:

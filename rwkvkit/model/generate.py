@@ -52,12 +52,13 @@ def generate_tokens(
         prompt = torch.tensor([prompt_ids], dtype=torch.int64, device=device)
         for piece in prompt.split(_PROMPT_PIECE, 1):
             logits, state = model(piece, state=state)
-        for _ in range(max_tokens):
+        for left in reversed(range(max_tokens)):
             token = _draw(logits[0, -1].float().cpu(), temperature, top_p, generator)
             if token in stop:
                 return
             yield token
-            logits, state = model(torch.tensor([[token]], device=device), state=state)
+            if left:
+                logits, state = model(torch.tensor([[token]], device=device), state=state)
     finally:
         model.train(training)
 

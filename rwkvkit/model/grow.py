@@ -15,6 +15,7 @@ def grow(
     config: ModelConfig,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    where: str | None = None,
 ) -> dict[str, Tensor]:
     """Fit the tensors of a checkpoint to the shapes of another, usually larger model.
 
@@ -26,6 +27,7 @@ def grow(
         config: the shape of the new model, of the same architecture.
         seed: of the fresh values, see :func:`rwkvkit.model.init.init_weights`.
         progress: as there.
+        where: the checkpoint's file, for messages.
 
     Returns:
         float32 tensors by name.
@@ -34,7 +36,7 @@ def grow(
         DataError: ``small`` is no RWKV checkpoint.
         RecipeError: it has another architecture.
     """
-    check_growth(small, config)
+    check_growth(small, config, where)
     weights = init_weights(config, seed, progress)
     for name, fresh in weights.items():
         if name in small:
@@ -42,14 +44,21 @@ def grow(
     return weights
 
 
-def check_growth(small: Mapping[str, Tensor], config: ModelConfig) -> None:
+def check_growth(
+    small: Mapping[str, Tensor], config: ModelConfig, where: str | None = None
+) -> None:
     """Check that a checkpoint can be grown into a model of this shape.
+
+    Args:
+        small: the checkpoint's tensors by name.
+        config: the shape of the new model.
+        where: the checkpoint's file, for messages.
 
     Raises:
         DataError: ``small`` is no RWKV checkpoint.
         RecipeError: it has another architecture.
     """
-    arch = config_from_state_dict(small).arch
+    arch = config_from_state_dict(small, where).arch
     if arch != config.arch:
         raise RecipeError(
             f"cannot grow an {arch} checkpoint into an {config.arch} model",

@@ -238,7 +238,11 @@ def _rule(name: str) -> _Rule:
     for rule in _TABLE:
         if fnmatchcase(local, rule.pattern):
             return rule
-    raise DataError(f"{name} is no tensor of an RWKV model", where="weights")
+    raise DataError(
+        f"{name} is no tensor of an RWKV model",
+        where="weights",
+        hint="give the weights of one, such as blocks.0.att.key.weight",
+    )
 
 
 def _layer(name: str) -> int:

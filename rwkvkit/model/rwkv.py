@@ -227,7 +227,6 @@ class Block(nn.Module):
             resets,
             memory,
             use_reentrant=False,
-            preserve_rng_state=self.drop.p > 0,
             **keep,
         )
         return result

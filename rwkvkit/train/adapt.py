@@ -48,7 +48,11 @@ def check_tuning(tuning: TuningConfig, config: ModelConfig) -> list[str]:
     total = sum(torch.Size(shape).numel() for shape in shapes.values())
     if not tuning.is_adapter:
         if not whole:
-            raise RecipeError("nothing is left to train", where=f"{KEY}.freeze")
+            raise RecipeError(
+                "nothing is left to train",
+                where=f"{KEY}.freeze",
+                hint="freeze less, or name in train what is to change",
+            )
         if len(whole) == len(names):
             return []
         return [f"{tuning.method}: {size:,} of {total:,} parameters train"]

@@ -151,10 +151,10 @@ class DeepSpeedEngine:
         if broken:
             raise DivergedError(f"values in {broken} that are not finite")
         weights = self._state.weights(self.model)
-        more = {"loss_scale": float(self._optimizer.loss_scale)} if self._scales else {}
+        scale = float(self._optimizer.loss_scale) if self._scales else None
         if self._group.rank == 0:
             self._portion.save(weights, folder)
-            write_state(TrainState(parameters, random, more), folder)
+            write_state(TrainState(parameters, random, scale), folder)
         else:
             write_state(TrainState(parameters), folder, self._group.rank)
 
@@ -175,8 +175,8 @@ class DeepSpeedEngine:
         steps = [kept["step"] for kept in state.parameters.values() if "step" in kept]
         if steps:
             self._state.set_steps(float(max(steps)))
-        if self._scales and "loss_scale" in state.more:
-            self._optimizer.loss_scaler.cur_scale = state.more["loss_scale"]
+        if self._scales and state.loss_scale is not None:
+            self._optimizer.loss_scaler.cur_scale = state.loss_scale
         if self._group.rank < len(state.random):
             set_random_state(state.random[self._group.rank], self._device)
 

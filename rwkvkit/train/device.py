@@ -102,12 +102,6 @@ def choose_placement(
         device_reason = f"device cpu, {threads} thread{'s' * (threads != 1)}: " + (
             "as asked" if device == "cpu" else "torch sees no GPU"
         )
-    if precision == "fp16" and place.type == "cpu":
-        raise RecipeError(
-            "fp16 trains on a GPU only",
-            where="train.precision",
-            hint="set train.precision to bf16 or fp32, or leave it out",
-        )
     native_bf16 = place.type == "cuda" and torch.cuda.get_device_capability(place) >= (8, 0)
     if precision != "auto":
         dtype, why = _DTYPES[precision], "as asked"
@@ -117,6 +111,14 @@ def choose_placement(
         dtype, why = torch.bfloat16, "the GPU computes in it"
     else:
         dtype, why = torch.float32, "this device does not compute in bf16 at speed"
+    if dtype == torch.float16 and place.type == "cpu":
+        raise RecipeError(
+            "fp16 trains on a GPU only",
+            where="train.precision",
+            hint="set train.precision to bf16 or fp32, or leave it out"
+            if precision == "fp16"
+            else "this run began in it: go on on a GPU, or start a new run under another name",
+        )
     short = next(name for name, each in _DTYPES.items() if each == dtype)
     name = short if dtype == torch.float32 else f"{short} with fp32 masters"
     return Placement(place, dtype, (device_reason, f"precision {name}: {why}"))

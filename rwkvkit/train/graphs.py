@@ -89,7 +89,7 @@ def _obstacle(config: TrainConfig, device: torch.device, engine: str) -> str | N
         return "padded batches have many widths, and a recording has one"
     if config.grad_cp:
         return "grad_cp is for models that keep the GPU busy"
-    if config.dropout > 0:
+    if config.dropout > 0 or config.tuning.dropout > 0:
         return "dropout draws other numbers in each pass"
     if config.tuning.quantize != "none":
         return f"nobody has tried it with a base in {config.tuning.quantize}"

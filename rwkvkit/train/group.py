@@ -40,9 +40,6 @@ class Group(Protocol):
     world: int
     local_rank: int
 
-    def any(self, flag: bool) -> bool:
-        """Return whether ``flag`` is true in any process."""
-
     def sum(self, value: float) -> float:
         """Return the sum of ``value`` over the processes."""
 
@@ -71,10 +68,6 @@ class Solo:
     """The group of a single process; see ``Group``."""
 
     rank, world, local_rank = 0, 1, 0
-
-    def any(self, flag: bool) -> bool:
-        """Return ``flag``."""
-        return flag
 
     def sum(self, value: float) -> float:
         """Return ``value``."""
@@ -134,10 +127,6 @@ class Processes:
                 "must reach the first one at this address",
             ) from error
         self._turns = Turns(store, self.rank, self.world)
-
-    def any(self, flag: bool) -> bool:
-        """See ``Group.any``."""
-        return self.sum(float(flag)) > 0
 
     def sum(self, value: float) -> float:
         """See ``Group.sum``."""

@@ -56,9 +56,15 @@ class RunFiles:
         return self.folder / f"best{Path(self.result).suffix}"
 
     @property
-    def samples(self) -> Path:
+    def previews(self) -> Path:
         """One JSON line a text that the model wrote on the way."""
         return self.folder / "samples.jsonl"
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """What training writes into the folder, checkpoints aside."""
+        texts = (self.metrics, self.train_log, self.previews)
+        return (self.final, self.best, self.loss_curve, *texts)
 
     @property
     def started(self) -> bool:
@@ -146,8 +152,11 @@ def train(
             )
             if now.spike is not None:
                 now = _meet_spike(now, plan, engine, store, report)
-            for probe in probes:
-                now = replace(now, found={**now.found, **probe(done, engine)})
+            try:
+                for probe in probes:
+                    now = replace(now, found={**now.found, **probe(done, engine)})
+            except DivergedError as error:
+                raise said_once(group, _diverged(error, done, store, files)) from None
             for sink in sinks if group.rank == 0 else ():
                 sink(now)
             if result.skipped:

@@ -1,6 +1,5 @@
 """``metrics.jsonl``, the record of a run, and the loss curve drawn from it."""
 
-import contextlib
 import json
 from pathlib import Path
 from types import TracebackType
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkvkit.files import replacing, write_text
+from rwkvkit.files import read_json_lines, replacing, write_text
 from rwkvkit.train.observe import StepReport
 
 
@@ -46,15 +45,7 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a log; a line that a kill cut short, or that is no row, is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and {"step", "tokens", "loss"} <= row.keys():
-                rows.append(row)
-    return rows
+    return [row for row in read_json_lines(path) if {"step", "tokens", "loss"} <= row.keys()]
 
 
 def plot_loss(metrics: Path, picture: Path) -> None:

@@ -22,7 +22,11 @@ _RULES = (
     _Rule(lambda name, _: "time_mix" in name or "time_maa" in name, 1.0, False),
     _Rule(lambda name, _: "time_faaaa" in name, 1.0, False),
     _Rule(lambda name, _: "time_decay" in name or "att.w0" in name, 2.0, False),
-    _Rule(lambda name, p: p.squeeze().dim() >= 2 and ".weight" in name, 1.0, True),
+    _Rule(
+        lambda name, p: p.squeeze().dim() >= 2 and (".weight" in name or ".miss_block" in name),
+        1.0,
+        True,
+    ),
     _Rule(lambda name, _: True, 1.0, False),
 )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from rwkvkit.files import write_text
+from rwkvkit.files import read_json_lines, write_text
 from rwkvkit.model.generate import generate_tokens
 from rwkvkit.model.rwkv import RWKV
 from rwkvkit.train.engine import Engine
@@ -75,9 +75,8 @@ class Previews:
             text = self._tokenizer.decode(list(tokens))
             self._report(f"step {step:,}: {prompt!r} goes on: {text!r}")
             if self._group.rank == 0:
-                line = {"step": step, "prompt": prompt, "text": text}
                 with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    file.write(_line({"step": step, "prompt": prompt, "text": text}))
         return {}
 
 
@@ -85,11 +84,9 @@ def _cut_off(path: Path, step: int) -> None:
     """Leave the lines before ``step``; a line that a kill cut short goes too."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_text(path, "".join(kept))
+    rows = (row for row in read_json_lines(path) if isinstance(row.get("step"), int))
+    write_text(path, "".join(_line(row) for row in rows if row["step"] < step))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

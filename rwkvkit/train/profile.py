@@ -47,10 +47,12 @@ class Profile:
         if profiler is None:
             return
         profiler.stop()
+        steps = self._steps - max(self._left, 0)
+        if steps == 0:  # the run ended right after the warm-up
+            return
         path = self._folder / TRACE
         with replacing(path) as temporary:
             profiler.export_chrome_trace(str(temporary))
-        steps = self._steps - max(self._left, 0)
         self._report(f"profile: {steps} steps in {path}; the largest operators by their own time:")
         for line in largest(profiler.key_averages(), steps):
             self._report(f"  {line}")

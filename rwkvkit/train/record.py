@@ -7,6 +7,11 @@ from typing import Any
 from rwkvkit import files
 from rwkvkit.compare import differences
 from rwkvkit.errors import RecipeError
+from rwkvkit.train.batch import Sampler
+from rwkvkit.train.loop import RunFiles
+from rwkvkit.train.metrics import read_metrics
+from rwkvkit.train.observe import END_EARLY
+from rwkvkit.train.plan import TrainPlan
 
 NAME = "run.json"
 # Where files are: what is in them has its hash in the record, so they may move.
@@ -52,3 +57,24 @@ def read_record(folder: Path) -> dict[str, Any]:
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the record of a run, whole or not at all."""
     files.write_text(folder / NAME, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def end_of_run(run: RunFiles, plan: TrainPlan, samples: Sampler) -> dict[str, Any]:
+    """Return what the record of a complete run says of its end.
+
+    ``step``, ``tokens``, ``loss`` (nats a token; None where ``metrics.jsonl`` was lost), ``sha256``
+    of each file of the weights, ``skipped_steps`` if any changed nothing, and ``end_early`` with
+    the reason if it ended before its last step.
+    """
+    rows = read_metrics(run.metrics)
+    last = rows[-1] if rows else {}
+    step = last["step"] if END_EARLY in last else plan.schedule.steps
+    end = {
+        "step": step,
+        "tokens": samples.tokens(step * plan.global_batch),
+        "loss": next((row["loss"] for row in reversed(rows) if row["loss"] is not None), None),
+        "sha256": files.hashes(run.final),
+    }
+    if skipped := last.get("skipped"):
+        end["skipped_steps"] = skipped
+    return end | {key: last[key] for key in (END_EARLY,) if key in last}

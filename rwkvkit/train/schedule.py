@@ -4,6 +4,8 @@ from math import ceil, cos, exp, log, pi
 
 from rwkvkit.errors import UsageError
 
+_WHERE = "Schedule"
+
 
 class Schedule:
     """The reference's schedules of learning rate and weight decay.
@@ -43,10 +45,16 @@ class Schedule:
         weight_decay_final: float | None = None,
     ) -> None:
         if warmup_steps < 0 or lr_init < 0 or lr_final < 0 or weight_decay < 0:
-            raise UsageError("learning rates, weight decay and warmup_steps cannot be negative")
+            raise UsageError(
+                "learning rates, weight decay and warmup_steps cannot be negative",
+                where=_WHERE,
+                hint="0 is without weight decay, or without a warmup",
+            )
         if weight_decay_final is not None and not (weight_decay > 0 and weight_decay_final > 0):
             raise UsageError(
-                "weight_decay_final is reached exponentially: it and weight_decay must be above 0"
+                "weight_decay_final is reached exponentially: it and weight_decay must be above 0",
+                where=_WHERE,
+                hint="leave weight_decay_final out to keep weight_decay as it is",
             )
         self._lr_init, self._lr_final = lr_init, lr_final
         self._weight_decay, self._weight_decay_final = weight_decay, weight_decay_final
@@ -54,14 +62,26 @@ class Schedule:
         self._by_tokens = exit_tokens is not None
         if exit_tokens is not None and total_steps is None:
             if not tokens_per_step:
-                raise UsageError("exit_tokens needs tokens_per_step (ctx_len times global batch)")
+                raise UsageError(
+                    "exit_tokens needs tokens_per_step",
+                    where=_WHERE,
+                    hint="it is ctx_len times the global batch",
+                )
             self._end = exit_tokens / tokens_per_step
         elif total_steps is not None and exit_tokens is None:
             self._end = float(total_steps)
         else:
-            raise UsageError("a schedule ends after total_steps or after exit_tokens: give one")
+            raise UsageError(
+                "a schedule ends after total_steps or after exit_tokens: give one",
+                where=_WHERE,
+                hint="exit_tokens is for a cosine, total_steps for an exponential fall",
+            )
         if self._end <= 0:
-            raise UsageError("a schedule needs at least one step")
+            raise UsageError(
+                "a schedule needs at least one step",
+                where=_WHERE,
+                hint="give total_steps or exit_tokens above 0",
+            )
         self.steps = ceil(self._end)
 
     def progress(self, step: int) -> float:

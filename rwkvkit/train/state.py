@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkvkit.errors import DataError
 from rwkvkit.model.checkpoint import write_archive
 
 STATE_FILE = "optimizer.pt"
@@ -29,12 +28,12 @@ class TrainState:
     Attributes:
         parameters: what the optimizer keeps, by name of the parameter.
         random: states of the random generators, by rank and device.
-        more: further numbers by name, such as the loss scale of fp16.
+        loss_scale: of fp16, where DeepSpeed keeps one.
     """
 
     parameters: Mapping[str, ParameterState]
     random: list[dict[str, Tensor]] = field(default_factory=list)
-    more: dict[str, float] = field(default_factory=dict)
+    loss_scale: float | None = None
 
 
 def write_state(state: TrainState, folder: Path, rank: int = 0) -> None:
@@ -43,31 +42,22 @@ def write_state(state: TrainState, folder: Path, rank: int = 0) -> None:
     Raises:
         SetupError: the file cannot be written.
     """
-    content = {"parameters": state.parameters, "random": state.random, "more": state.more}
+    more = {} if state.loss_scale is None else {"loss_scale": state.loss_scale}
+    content = {"parameters": state.parameters, "random": state.random, "more": more}
     name = STATE_FILE if rank == 0 else STATE_FILE.replace(".", f"-{rank}.")
     write_archive(content, folder / name)
 
 
 def read_state(folder: Path) -> TrainState:
-    """Read the parts that all processes wrote; the tensors stay on disk until they are used.
-
-    Raises:
-        DataError: a file holds something else.
-    """
+    """Read the parts that all processes wrote; the tensors stay on disk until they are used."""
     parameters: dict[str, ParameterState] = {}
     first: dict[str, Any] = {}
     stem = STATE_FILE.removesuffix(".pt")
     for path in [folder / STATE_FILE, *sorted(folder.glob(f"{stem}-*.pt"))]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if "parameters" not in content:
-            raise DataError(
-                "was written by an earlier version",
-                where=str(path),
-                hint="start a new run from the model.pth beside it: model.weights",
-            )
         parameters |= content["parameters"]
         first = first or content
-    return TrainState(parameters, first["random"], first["more"])
+    return TrainState(parameters, first["random"], first["more"].get("loss_scale"))
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

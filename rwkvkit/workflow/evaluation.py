@@ -137,7 +137,7 @@ class Evaluations:
                     config,
                     every=every,
                     steps=steps,
-                    path=files.samples,
+                    path=files.previews,
                     group=group,
                     report=report,
                 )

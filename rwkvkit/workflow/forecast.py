@@ -1,11 +1,14 @@
 """What a recipe's run will need and how fast it may be, in lines for people."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 
+from rwkvkit.errors import SetupError
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.ops.inputs import Impl
 from rwkvkit.train.adapt import trained_parameters, weight_bytes
@@ -84,6 +87,29 @@ def forecast(
         speed = estimate_speed(setup, card, compiled=compiled, recorded=recorded)
         lines.append(f"speed, estimated from the card's data sheet: {speed:,.0f} tokens/s")
     return Forecast(memory, speed, tuple(lines))
+
+
+@contextmanager
+def memory_hint(setup: Setup, device: torch.device) -> Iterator[None]:
+    """Turn running out of memory into an error that says what would fit.
+
+    Args:
+        setup: the passes.
+        device: where they run.
+
+    Raises:
+        SetupError: memory ran out.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # on a CPU torch has no class of its own for it
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate" not in str(error):
+            raise
+        raise SetupError(
+            f"out of memory: {str(error).splitlines()[0]}",
+            where="train",
+            hint=change_to_fit(setup, device),
+        ) from error
 
 
 def change_to_fit(setup: Setup, device: torch.device) -> str:

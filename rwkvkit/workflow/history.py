@@ -2,7 +2,6 @@
 
 import json
 import platform
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.record import read_record
 
 ABOUT = "about.json"
-SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class RunHistory:
         about = files.read_json(path) if path.exists() else {}
         manifest = read_manifest(about["data"]) if "data" in about else None
         finished = "finished" in read_record(folder)
-        return cls(folder, about, rows, _samples(folder), manifest, finished)
+        return cls(folder, about, rows, _samples(run.previews), manifest, finished)
 
     @property
     def name(self) -> str:
@@ -132,13 +130,6 @@ def _system() -> dict[str, str]:
     }
 
 
-def _samples(folder: Path) -> list[dict[str, Any]]:
-    path = folder / SAMPLES
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = []
-    for line in lines:
-        with suppress(ValueError):  # a line that a kill cut short
-            row = json.loads(line)
-            if isinstance(row, dict) and {"step", "prompt", "text"} <= row.keys():
-                found.append(row)
-    return found
+def _samples(path: Path) -> list[dict[str, Any]]:
+    rows = files.read_json_lines(path)
+    return [row for row in rows if {"step", "prompt", "text"} <= row.keys()]

@@ -24,21 +24,25 @@ from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import peak_flops
 from rwkvkit.train.group import Group, Solo
 from rwkvkit.train.loop import RunFiles, train
-from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.observe import END_EARLY, Sink
 from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan
-from rwkvkit.train.record import check_record, read_record, write_record
+from rwkvkit.train.profile import TRACE
+from rwkvkit.train.record import NAME, check_record, end_of_run, read_record, write_record
 from rwkvkit.train.tokens import check_tokens
 from rwkvkit.train.trackers import choose_trackers
 from rwkvkit.workflow.choices import Choices
 from rwkvkit.workflow.engine import make_engine
 from rwkvkit.workflow.evaluation import Evaluations
-from rwkvkit.workflow.forecast import change_to_fit
+from rwkvkit.workflow.forecast import memory_hint
+from rwkvkit.workflow.history import ABOUT
 from rwkvkit.workflow.identity import data_record, recipe_record
+from rwkvkit.workflow.page import REPORT
 from rwkvkit.workflow.prompts import check_tokenizer, encode_prompts
 from rwkvkit.workflow.sinks import open_sinks
 from rwkvkit.workflow.weights import InitialWeights
+
+_BESIDE = (NAME, ABOUT, REPORT, TRACE)  # further files of the folder
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,10 @@ class Run:
         if run.files.started:
             check_record(recipe.folder, {"recipe": run._recipe_record()})
             if run.settings.resume == "never":
+                saved = any(run.files.checkpoints.glob("step-*"))
+                holds = "checkpoints" if saved else run.files.final.name
                 raise RecipeError(
-                    f"train.resume is never, and {recipe.folder} holds checkpoints",
+                    f"train.resume is never, and {recipe.folder} holds {holds}",
                     where="train.resume",
                     hint="give the new run another name or run_dir, or leave train.resume out",
                 )
@@ -222,11 +228,7 @@ class Run:
         return Status(True, f"all {end['step']:,} steps are done: {final}")
 
     def finished(self) -> dict[str, Any]:
-        """Return ``step``, ``tokens`` and ``loss`` at the end of a complete run.
-
-        ``sha256`` has that of each file of its weights. ``skipped_steps`` counts those that
-        changed nothing, if any; ``end_early`` says why, where it ended before its last step.
-        """
+        """Return what is recorded of the end of a complete run; see ``end_of_run``."""
         end: dict[str, Any] = read_record(self.recipe.folder)["finished"]
         return end
 
@@ -253,14 +255,15 @@ class Run:
         folder = self.recipe.folder
         record = self._record(data, plan)
         own: list[Sink] = []
-        with ExitStack() as held, self._memory_hint(plan):
+        setup = self.choices.setup(plan.placement)
+        with ExitStack() as held, memory_hint(setup, plan.placement.device):
             with group.first():
                 if group.rank == 0:
                     held.enter_context(self._locked())
                     if self.files.started:
                         check_record(folder, record)
                     write_record(folder, record)
-                    for path in (self.files.final, self.files.metrics, self.files.loss_curve):
+                    for path in (*self.files.written, *(folder / name for name in _BESIDE)):
                         files.remove_temporaries(path)
                     sinks_of_run = open_sinks(
                         self.recipe, self.settings, self.model_config, plan, samples, report
@@ -289,28 +292,7 @@ class Run:
             )
             if group.rank > 0:
                 return
-            rows = read_metrics(self.files.metrics)
-            loss = next(row["loss"] for row in reversed(rows) if row["loss"] is not None)
-            end = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "loss": loss}
-            end["sha256"] = files.hashes(self.files.final)
-            if skipped := rows[-1].get("skipped"):
-                end["skipped_steps"] = skipped
-            end |= {key: rows[-1][key] for key in (END_EARLY,) if key in rows[-1]}
-            write_record(folder, record | {"finished": end})
-
-    @contextmanager
-    def _memory_hint(self, plan: TrainPlan) -> Iterator[None]:
-        """Turn running out of memory into an error that says what would fit."""
-        try:
-            yield
-        except RuntimeError as error:  # on a CPU torch has no class of its own for it
-            if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate" not in str(error):
-                raise
-            raise SetupError(
-                f"out of memory: {str(error).splitlines()[0]}",
-                where="train",
-                hint=change_to_fit(self.choices.setup(plan.placement), plan.placement.device),
-            ) from error
+            write_record(folder, record | {"finished": end_of_run(self.files, plan, samples)})
 
     def _utilisation(self, plan: TrainPlan) -> float | None:
         peak = peak_flops(plan.placement)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.recipe.schema import Recipe
@@ -24,10 +24,13 @@ _PICTURE_SHARE = 0.01  # of the time, at most
 
 
 class Pictures:
-    """A sink that draws ``loss.png`` and ``report.html`` every few minutes."""
+    """A sink that draws ``loss.png`` and ``report.html`` every few minutes.
 
-    def __init__(self, files: RunFiles) -> None:
-        self._files = files
+    A run needs neither: a failure is reported, and the run goes on.
+    """
+
+    def __init__(self, files: RunFiles, report: Callable[[str], None]) -> None:
+        self._files, self._report = files, report
         self._due = time.monotonic() + _PICTURE_SECONDS
 
     def __call__(self, now: StepReport) -> None:
@@ -38,9 +41,13 @@ class Pictures:
     def draw(self) -> None:
         """Draw what ``metrics.jsonl`` has, if it has a step."""
         began = time.monotonic()
-        if read_metrics(self._files.metrics):
-            plot_loss(self._files.metrics, self._files.loss_curve)
-            write_report(self._files.folder)
+        try:
+            if read_metrics(self._files.metrics):
+                plot_loss(self._files.metrics, self._files.loss_curve)
+                write_report(self._files.folder)
+        except Exception as error:  # whatever a file's content leads to
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._report(f"{self._files.folder}: pictures could not be drawn: {reason}")
         ended = time.monotonic()
         self._due = ended + max(_PICTURE_SECONDS, (ended - began) / _PICTURE_SHARE)
 
@@ -68,7 +75,7 @@ def open_sinks(
         "seed": recipe.seed,
     }
     write_about(recipe, model, plan)
-    pictures = Pictures(files)
+    pictures = Pictures(files, report)
     log = TrainLog(files.train_log, files.metrics, flags, plan.global_batch)
     with open_trackers(
         choose_trackers(settings.trackers),
@@ -86,8 +93,5 @@ def open_sinks(
                 sinks.append(profile)
             try:
                 yield sinks
-            except BaseException:
-                with suppress(OSError):  # the reason that the run ended comes first
-                    pictures.draw()
-                raise
-            pictures.draw()
+            finally:
+                pictures.draw()

@@ -117,7 +117,7 @@ class InitialWeights:
             )
         if self.spec.grow_from:
             small = self._read(self.spec.grow_from, "model.grow_from")
-            weights = grow(small, self.config, self.seed, progress)
+            weights = grow(small, self.config, self.seed, progress, self.spec.grow_from)
         else:
             weights = init_weights(self.config, self.seed, progress)
         # The record comes first: whenever the file is there, so is a sign that it is ours.
@@ -136,7 +136,8 @@ class InitialWeights:
         """
         config = self.config
         if self.spec.grow_from:
-            check_growth(self._read(self.spec.grow_from, "model.grow_from"), config)
+            small = self._read(self.spec.grow_from, "model.grow_from")
+            check_growth(small, config, self.spec.grow_from)
 
     def _strange(self, what: str) -> RecipeError:
         return RecipeError(

@@ -25,6 +25,12 @@ def run_doctor(*arguments: str, **environment: str) -> tuple[int, dict[str, dict
     return done.returncode, {finding["name"]: finding for finding in findings}, done.stderr
 
 
+def test_the_oldest_torch_is_the_packages() -> None:
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert f'"torch>={".".join(map(str, doctor._TORCH))}"' in project
+    assert doctor._TORCH >= (2, 5)  # selective checkpointing and the profiler's acc_events
+
+
 def test_a_sound_machine_and_a_gpu_that_is_elsewhere() -> None:
     code, findings, _ = run_doctor("--arch", "sm_90a")
     assert code == 0, findings

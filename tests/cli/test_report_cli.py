@@ -71,8 +71,10 @@ def test_a_run_leaves_its_page_and_compares_with_another(folder: Path, run) -> N
     rows[1] |= {"loss": None, "skipped": 1}
     rows[2] |= {"spike": 7.5, "rolled_back_to": 1, "val_loss": 5.5}
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sample = {"step": 3, "prompt": "ab", "text": "</pre><script>"}
-    (folder / "out/tiny/samples.jsonl").write_text(json.dumps(sample) + '\n{"step": 4, "pro')
+    sample = {"step": 3, "prompt": "a\u2028b", "text": "</pre><script>"}
+    line = json.dumps(sample, ensure_ascii=False) + "\n"
+    cut = b'{"step": 4, "prompt": "\xe4\xb8'  # inside a character
+    (folder / "out/tiny/samples.jsonl").write_bytes(line.encode() + cut)
     shown = run("report", "out/tiny", "--json")
     assert shown.facts == {"report": "out/tiny/report.html"}
     page = Page(folder / "out/tiny/report.html")
@@ -80,7 +82,7 @@ def test_a_run_leaves_its_page_and_compares_with_another(folder: Path, run) -> N
     assert "finished: 4 of 4 steps" in page.text
     assert "skipped: no finite gradient" in page.text
     assert "7.5 sigma above its mean, rolled back to step 1" in page.text
-    assert "ab</pre><script>" in page.text
+    assert "a\u2028b</pre><script>" in page.text
     assert "validation" in "".join(page.curves.itertext())
 
     shutil.copytree(folder / "out/tiny", folder / "other")

@@ -54,6 +54,39 @@ def test_damaged_final_weights_come_from_the_checkpoint_again(folder, run) -> No
     assert "up to date: all 12 steps are done" in run("train", "r.yaml").err
 
 
+def test_final_weights_and_metrics_lost_together(folder, run) -> None:
+    assert run("train", "r.yaml").code == 0
+    out = folder / "out/tiny"
+    whole = (out / "rwkv-final.pth").read_bytes()
+    (out / "rwkv-final.pth").unlink()
+    (out / "metrics.jsonl").unlink()
+    again = run("train", "r.yaml")
+    assert again.code == 0, again.err
+    assert "trained 12 steps, 384 tokens\n" in again.out
+    assert (out / "rwkv-final.pth").read_bytes() == whole
+    assert "up to date: all 12 steps are done" in run("train", "r.yaml").err
+
+
+def test_pictures_that_fail_end_no_run(folder, run) -> None:
+    (folder / "out/tiny/report.html").mkdir(parents=True)
+    outcome = run("train", "r.yaml", "--set", "train.total_steps=3")
+    assert outcome.code == 0, outcome.err
+    assert "could not be drawn: IsADirectoryError" in outcome.err
+    assert (folder / "out/tiny/rwkv-final.pth").exists()
+
+
+def test_pictures_that_fail_hide_no_error(folder, run) -> None:
+    (folder / "odd").mkdir()
+    odd = '{"step": 0, "tokens": 0, "loss": 1, "loss_smooth": "x"}'
+    (folder / "odd/metrics.jsonl").write_text(odd + "\n")
+    settings = ["train.lr_init=1e38", "train.lr_final=1e38", "train.warmup_steps=0"]
+    settings += ["train.total_steps=1", "run_dir=odd"]
+    outcome = run("train", "r.yaml", *(f"--set={setting}" for setting in settings))
+    assert outcome.code == 6
+    assert "after 1 steps: " in outcome.err
+    assert outcome.err.count("could not be drawn: ") == 1
+
+
 def test_the_data_of_a_started_run_is_never_replaced(folder, run) -> None:
     assert run("train", "r.yaml").code == 0
     before = (folder / "out/tiny/data.bin").read_bytes()
@@ -148,7 +181,10 @@ def test_what_a_kill_leaves_is_removed(folder, run) -> None:
     assert run("train", "r.yaml", "--set", "train.total_steps=3").code == 0
     out = folder / "out/tiny"
     (out / "rwkv-final.pth").unlink()
-    (out / ".rwkv-final.pth.abc.tmp").write_bytes(b"part")
+    for name in ("rwkv-final.pth", "best.pth", "samples.jsonl", "train_log.txt", "report.html",
+                 "about.json", "run.json", "loss.png", "metrics.jsonl", "trace.json"):  # fmt: skip
+        (out / f".{name}.abc.tmp").write_bytes(b"part")
+    (out / ".best.pth.tmp").mkdir()  # as an adapter is written
     (out / "checkpoints/.step-00000009.tmp").mkdir()
     assert run("train", "r.yaml", "--set", "train.total_steps=3").code == 0
     assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
@@ -170,6 +206,9 @@ def test_another_run_in_the_folder_is_refused(folder, run) -> None:
     refused = run("train", "r.yaml", *fresh)
     assert refused.code == 3
     assert "train.resume is never, and out/tiny holds checkpoints" in refused.err
+    shutil.rmtree(folder / "out/tiny/checkpoints")
+    refused = run("train", "r.yaml", *fresh)
+    assert "train.resume is never, and out/tiny holds rwkv-final.pth" in refused.err
     assert run("train", "r.yaml", *fresh, "--set", "run_dir=other").code == 0
 
 

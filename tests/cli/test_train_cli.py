@@ -180,13 +180,19 @@ def test_divergence_stops_with_6_and_keeps_the_last_checkpoint(folder, run) -> N
     assert not (folder / "out/tiny/rwkv-final.pth").exists()
 
 
-def test_weights_that_are_not_finite_are_never_an_end(folder, run) -> None:
+@pytest.mark.parametrize(
+    ("prompts", "found"),
+    [("[]", "values in "), ("[x]", "the model's logits")],
+    ids=["by-the-save", "by-a-preview"],
+)
+def test_weights_that_are_not_finite_are_never_an_end(folder, run, prompts, found) -> None:
     settings = ["train.lr_init=1e38", "train.lr_final=1e38", "train.warmup_steps=0"]
-    arguments = [word for setting in settings for word in ("--set", setting)]
-    outcome = run("train", "r.yaml", *arguments, "--set", "train.total_steps=1")
+    settings += ["train.total_steps=1", f"train.evaluate.prompts={prompts}"]
+    outcome = run("train", "r.yaml", *(f"--set={setting}" for setting in settings))
     assert outcome.code == 6
-    assert "not finite" in outcome.err
-    assert "no checkpoint was saved yet" in outcome.err
+    assert f"after 1 steps: {found}" in outcome.err
+    assert "are not finite; no checkpoint was saved yet" in outcome.err
+    assert "lower train.lr_init" in outcome.err
     assert not (folder / "out/tiny/rwkv-final.pth").exists()
 
 

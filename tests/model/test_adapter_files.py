@@ -56,6 +56,9 @@ def test_states_of_another_model(tmp_path: Path) -> None:
     base = noisy_weights(small_config("x060"))
     with pytest.raises(DataError, match=r"3 states .* takes 2 of \[2, 16, 16\]"):
         adapter.merged(base, tmp_path / "state.pth")
+    write_checkpoint({"wte": torch.zeros(2)}, tmp_path / "gpt.pth")
+    with pytest.raises(DataError, match=r"gpt\.pth: no RWKV checkpoint"):
+        load_model(tmp_path / "gpt.pth", adapter=tmp_path / "state.pth")
     write_checkpoint(base, tmp_path / "whole.pth")
     with pytest.raises(DataError, match="other tensors than tuned states"):
         adapter.merged(base, tmp_path / "whole.pth")

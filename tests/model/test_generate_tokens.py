@@ -21,6 +21,13 @@ def test_greedy_takes_the_largest_logit(arch):
     assert got == text[len(PROMPT) :]
 
 
+def test_the_last_token_is_not_read():
+    model, lengths = small_model("x070"), []
+    model.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    assert len(list(generate_tokens(model, PROMPT, max_tokens=3, stop=()))) == 3
+    assert lengths == [len(PROMPT), 1, 1]
+
+
 def test_the_seed_decides():
     model = small_model("x070")
     one, again, other = (

@@ -116,3 +116,8 @@ def test_as_many_elements_are_reshaped():
 def test_another_architecture_cannot_be_grown():
     with pytest.raises(RecipeError, match="cannot grow an x052 checkpoint into an x070 model"):
         grow(noisy_weights(small_config("x052")), small_config("x070"), seed=0)
+
+
+def test_what_cannot_be_grown_is_named():
+    with pytest.raises(DataError, match=r"small\.pth: no RWKV checkpoint"):
+        grow({"wte": torch.zeros(2)}, small_config("x070"), seed=0, where="small.pth")

@@ -70,8 +70,9 @@ def test_settings_that_cannot_be(settings, message):
 
 
 def test_a_wrong_setting_beside_a_size_is_a_recipe_error():
-    with pytest.raises(RecipeError, match="x070 has no dropout"):
+    with pytest.raises(RecipeError, match="x070 has no dropout") as caught:
         config_of_size("x070-0.1b", dropout=0.5)
+    assert "leave it out" in caught.value.hint
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -106,6 +107,10 @@ def test_what_is_no_model():
     rwkv4 = {"blocks.0.att.time_decay": torch.zeros(64)}
     with pytest.raises(DataError, match="supported are x052"):
         config_from_state_dict(rwkv4)
+    odd = {**noisy_weights(small_config("x060")), "emb.weight": torch.zeros(50, 33)}
+    with pytest.raises(DataError, match="no usable x060 model: n_embd 33 is not") as caught:
+        config_from_state_dict(odd)
+    assert "may be damaged" in caught.value.hint
     cut = noisy_weights(small_config("x060"))
     del cut["emb.weight"]
     with pytest.raises(DataError, match=r"without a usable tensor emb\.weight"):

@@ -58,6 +58,7 @@ def test_the_estimate_of_speed_knows_recordings() -> None:
         ({"grad_cp": True}, "grad_cp is for models"),
         ({"grad_cp": "selective"}, "grad_cp is for models"),
         ({"dropout": 0.1}, "dropout draws"),
+        ({"tuning": {"method": "lora", "dropout": 0.1}}, "dropout draws"),
         ({"tuning": {"method": "lora", "quantize": "nf4"}}, "a base in nf4"),
     ],
 )

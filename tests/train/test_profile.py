@@ -37,10 +37,11 @@ def test_a_trace_and_the_largest_operators(tmp_path: Path, last: int, recorded: 
     assert 50 < sum(shares) <= 100.5
 
 
-def test_a_run_too_short_to_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [2, 3], ids=["in-the-warm-up", "right-after-it"])
+def test_a_run_too_short_to_record(tmp_path: Path, steps: int) -> None:
     lines: list[str] = []
     profile = Profile(2, tmp_path, lines.append)
-    take(profile, range(1, 3))
+    take(profile, range(1, steps + 1))
     profile.close()
     assert lines == []
     assert list(tmp_path.iterdir()) == []

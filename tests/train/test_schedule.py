@@ -75,5 +75,7 @@ def test_warmup_longer_than_the_run() -> None:
     ],
 )
 def test_contradictions(wrong: dict, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         Schedule(lr_init=1e-3, lr_final=1e-4, warmup_steps=0, **wrong)
+    assert caught.value.where
+    assert caught.value.hint

@@ -17,6 +17,7 @@ from rwkvkit.model.adapter import merged
 from rwkvkit.model.checkpoint import build_model
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.init import init_weights, weight_shapes
+from rwkvkit.model.rwkv import GradCp
 from rwkvkit.train.adapt import apply_tuning, check_tuning, rate_hint, trained_parameters
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
@@ -51,11 +52,15 @@ def tuning(method: str = "full", **more: Any) -> TuningConfig:
 
 
 def engine_of(
-    arch: str, chosen: TuningConfig, dtype: torch.dtype = torch.float32, seed: int = 0
+    arch: str,
+    chosen: TuningConfig,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    grad_cp: GradCp = False,
 ) -> TorchEngine:
     torch.manual_seed(seed)
     config = shape(arch, time_state=chosen.method == "state")
-    model = build_model(config, base_weights(arch))
+    model = build_model(config, base_weights(arch), grad_cp=grad_cp)
     portion = apply_tuning(model, chosen, BASE, dtype=dtype)
     settings = TrainConfig(micro_bsz=2, lr_init=1e-2, lr_final=1e-2, tuning=chosen)
     return TorchEngine(model.train(), settings, dtype, portion)
@@ -195,13 +200,20 @@ def apply_tuning_again(model: Any, engine: TorchEngine) -> TorchEngine:
     return TorchEngine(model, settings, portion=portion)
 
 
-@pytest.mark.parametrize("method", ["lora", "state"])
+@pytest.mark.parametrize(
+    "chosen",
+    [tuning("state"), tuning("lora", dropout=0.2), tuning("miss", dropout=0.2)],
+    ids=lambda chosen: chosen.method,
+)
 @pytest.mark.parametrize("grad_cp", [True, "selective"])
-def test_activations_computed_again_change_nothing(method: str, grad_cp: Any) -> None:
-    """Nothing before the first block trains: a checkpoint must not lose the gradients for that."""
-    plain, again = engine_of("x070", tuning(method)), engine_of("x070", tuning(method))
-    again.model.grad_cp = grad_cp
-    assert train(again, 0, 1) == train(plain, 0, 1)
+def test_activations_computed_again_change_nothing(chosen: TuningConfig, grad_cp: GradCp) -> None:
+    """Nothing before the first block trains, and an adapter draws its dropout once."""
+    plain, again = engine_of("x070", chosen), engine_of("x070", chosen, grad_cp=grad_cp)
+    losses = []
+    for engine in (plain, again):
+        torch.manual_seed(7)
+        losses.append(train(engine, 0, 1))
+    assert losses[0] == losses[1]
     ours, theirs = plain.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
@@ -286,6 +298,13 @@ def test_state_tuning_is_the_same_for_any_batch() -> None:
             torch.testing.assert_close(parameter.grad, want, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_an_adapters_matrices_decay(method: str) -> None:
+    groups = optimizer_groups(engine_of("x070", tuning(method)).model, weight_decay=0.1)
+    decays = {name: group["weight_decay"] > 0 for group in groups for name in group["names"]}
+    assert decays == {name: "magnitude_vector" not in name for name in decays}
+
+
 def test_learning_rates_by_pattern() -> None:
     model = build_model(shape("x070"), base_weights("x070"))
     scales = {"blocks.0.att.key": 0.25, "blocks.0": 0.5, "att.w0": 3.0, "emb": 0.1}
@@ -356,8 +375,9 @@ def test_ranks_and_matrices_that_cannot_be() -> None:
         apply_tuning(model, tuning("dora"), BASE)
     with pytest.raises(RecipeError, match="train itself and through its adapter"):
         check_tuning(tuning("lora", train=["att.key"]), shape("x070"))
-    with pytest.raises(RecipeError, match="nothing is left to train"):
+    with pytest.raises(RecipeError, match="nothing is left to train") as caught:
         check_tuning(tuning(freeze=["*"]), shape("x070"))
+    assert "freeze less" in caught.value.hint
 
 
 def test_an_adapter_starts_the_same_in_every_process() -> None:
