@@ -77,7 +77,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
         mistakes += _explain(error, Recipe, source, (), source.data)
     if mistakes:
         raise RecipeError(
-            "\n".join(mistakes), hint="rwkvkit recipes show NAME prints recipes that work"
+            "\n".join(mistakes), hint="rwkvkit recipes keys lists every key with its meaning"
         )
     return checked
 

@@ -110,7 +110,7 @@ def _load(text: str, name: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         problem = re.sub(r"\s+", " ", error.problem or error.context or "not YAML")
-        hint = "mend the YAML at this place" + (", with spaces" if "\\t" in problem else "")
+        hint = "fix the YAML at this place" + (", with spaces" if "\\t" in problem else "")
         raise RecipeError(problem, where=where, hint=hint) from error
     except YAMLError as error:
         raise RecipeError(f"not YAML: {error}", where=name, hint="save it as UTF-8 text") from error
