@@ -60,7 +60,7 @@ def caught(work: Callable[[], None]) -> RwkvkitError | None:
         sys.exit(_BUG)
     except OSError as error:
         where = str(error.filename) if error.filename else None
-        return SetupError(error.strerror or str(error), where=where, hint="mend it, then run again")
+        return SetupError(error.strerror or str(error), where=where, hint="fix it, then run again")
     except MemoryError:
         return SetupError("out of memory", hint="free some, or ask for less work at once")
     except Exception as error:

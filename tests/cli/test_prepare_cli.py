@@ -46,12 +46,12 @@ def test_dry_run_touches_nothing(folder: Path, run) -> None:
     outcome = run("prepare", "r.yaml", "--dry-run")
     assert outcome.code == 0
     assert "source text.jsonl: 1 file" in outcome.out
-    assert "would run: no output yet" in outcome.out
+    assert "would build: there is no output yet" in outcome.out
     assert run("train", "r.yaml", "--dry-run", "--json").facts["steps"]["prepare"] == {
         "up_to_date": False,
-        "reason": "no output yet",
+        "reason": "there is no output yet",
     }
-    assert run("init-weights", "r.yaml", "--dry-run").code == 0
+    assert "would create them: there is no" in run("init-weights", "r.yaml", "--dry-run").out
     assert files_in(folder) == before
 
 
@@ -131,6 +131,8 @@ def test_bad_lines_can_be_skipped(folder: Path, run) -> None:
     outcome = run("prepare", "r.yaml", "--set", read)
     assert outcome.code == 0
     assert "2 lines rejected" in outcome.out
+    (folder / "text.jsonl").write_bytes(text + b"broken\n")
+    assert "1 line rejected" in run("prepare", "r.yaml", "--set", read).out
     rejects = (folder / "out/tiny/data.rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in rejects] == [41, 43]
     assert json.loads(rejects[0])["raw"] == "broken"
