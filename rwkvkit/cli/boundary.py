@@ -54,7 +54,7 @@ def caught(work: Callable[[], None]) -> RwkvkitError | None:
     except RwkvkitError as error:
         return error
     except KeyboardInterrupt:
-        return StoppedAtOnce("stopped before the end", hint="run the same command to go on")
+        return StoppedAtOnce("stopped before the end", hint="run the same command to continue")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_BUG)

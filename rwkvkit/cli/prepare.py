@@ -46,7 +46,7 @@ def prepare(
     executor: str,
     merge: bool,
 ) -> None:
-    """Make the dataset of RECIPE (a path, or the name of a recipe that ships).
+    """Make the dataset of RECIPE (a path, or the name of a built-in recipe).
 
     Reads, encodes, shuffles and writes PREFIX.bin and PREFIX.idx with a manifest beside them, and
     computes magic_prime and my_exit_tokens. Does nothing if they are up to date. After a stop or

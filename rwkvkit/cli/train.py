@@ -43,7 +43,7 @@ def train(
     profile: int | None,
     **launching: Any,
 ) -> None:
-    """Train the model of RECIPE (a path, or the name of a recipe that ships).
+    """Train the model of RECIPE (a path, or the name of a built-in recipe).
 
     Makes the dataset and the initial weights first if they are missing or out of date, and
     resumes an interrupted run from its newest checkpoint. Ctrl-C and SIGTERM save a checkpoint.
@@ -154,7 +154,7 @@ def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
     if vocab := encode_stage(recipe).file:
         generate += f" --vocab {vocab}"
     if "skipped_steps" in end:
-        console.result(f"steps skipped for want of a finite gradient: {end['skipped_steps']:,}")
+        console.result(f"steps skipped, their gradient was not finite: {end['skipped_steps']:,}")
     if "end_early" in end:
         console.result(f"ended early: {end['end_early']}")
     if run.files.best.exists():

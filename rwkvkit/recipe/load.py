@@ -40,7 +40,7 @@ def find_recipe(recipe: str) -> Path:
         return shipped[path.stem]
     close = _suggestion(path.stem, shipped)
     raise RecipeError(
-        f"no such recipe{close} (looked in {Path.cwd()} and among those that ship)",
+        f"no such recipe{close} (looked in {Path.cwd()} and among the built-in recipes)",
         where=recipe,
         hint="give a path, or a name from: rwkvkit recipes",
     )

@@ -78,7 +78,7 @@ def parse(
         raise RecipeError(
             "a recipe is a mapping of keys to values",
             where=f"{name}:1:1",
-            hint="start from one that ships: rwkvkit recipes",
+            hint="start from a built-in recipe: rwkvkit recipes",
         )
     data = _plain(tree, name)
     _name_stages(data)

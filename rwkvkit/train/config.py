@@ -61,7 +61,7 @@ class TrainConfig(Config):
     offload: Literal["none", "optimizer", "all"] = "none"
     """What DeepSpeed keeps in the host's memory: the optimizer, or also the weights (ZeRO-3)."""
     deepspeed: str | None = None
-    """A file of DeepSpeed settings (.json, .yaml) or the name of one that ships; it may not
+    """A file of DeepSpeed settings (.json, .yaml) or the name of a built-in one; it may not
     contradict the recipe."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""

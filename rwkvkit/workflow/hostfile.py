@@ -62,7 +62,7 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         for other, before in lines.items():
             if other.name == host.name:
                 raise UsageError(
-                    f"{host.name} stands in line {before} already",
+                    f"{host.name} is already in line {before}",
                     where=f"{path}:{number}",
                     hint="give each host one line, with all its slots",
                 )

@@ -155,7 +155,7 @@ def test_interrupted_it_goes_on_where_it_stood(folder: Path, run) -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
-    assert "interrupted: stopped before the end\n  hint: run the same command to go on" in err
+    assert "interrupted: stopped before the end\n  hint: run the same command to continue" in err
     assert files_in(folder / "out")
     assert all(name.startswith("tiny/.data.build/") for name in files_in(folder / "out"))
     # Other input: what was kept does not count.
