@@ -131,11 +131,11 @@ def test_bad_lines_can_be_skipped(folder: Path, run) -> None:
     outcome = run("prepare", "r.yaml", "--set", read)
     assert outcome.code == 0
     assert "2 lines rejected" in outcome.out
-    (folder / "text.jsonl").write_bytes(text + b"broken\n")
-    assert "1 line rejected" in run("prepare", "r.yaml", "--set", read).out
     rejects = (folder / "out/tiny/data.rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in rejects] == [41, 43]
     assert json.loads(rejects[0])["raw"] == "broken"
+    (folder / "text.jsonl").write_bytes(text + b"broken\n")
+    assert "1 line rejected" in run("prepare", "r.yaml", "--set", read).out
 
 
 def test_interrupted_it_goes_on_where_it_stood(folder: Path, run) -> None:
