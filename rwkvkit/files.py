@@ -70,7 +70,7 @@ def check_writable(folder: Path) -> None:
     raise SetupError(
         f"{there} cannot be written to" if there.is_dir() else f"{there} is a file, not a folder",
         where=str(folder),
-        hint="give another folder, or mend that one",
+        hint="give another folder, or fix that one",
     )
 
 

@@ -54,13 +54,13 @@ def caught(work: Callable[[], None]) -> RwkvkitError | None:
     except RwkvkitError as error:
         return error
     except KeyboardInterrupt:
-        return StoppedAtOnce("stopped before the end", hint="run the same command to go on")
+        return StoppedAtOnce("stopped before the end", hint="run the same command to continue")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_BUG)
     except OSError as error:
         where = str(error.filename) if error.filename else None
-        return SetupError(error.strerror or str(error), where=where, hint="mend it, then run again")
+        return SetupError(error.strerror or str(error), where=where, hint="fix it, then run again")
     except MemoryError:
         return SetupError("out of memory", hint="free some, or ask for less work at once")
     except Exception as error:

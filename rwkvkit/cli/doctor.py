@@ -13,7 +13,7 @@ from rwkvkit.workflow.doctor import examine
 _MARKS = {"ok": "ok", "note": "note", "broken": "BROKEN"}
 
 
-@click.command(short_help="Check this machine, and say how to mend what is missing.")
+@click.command(short_help="Check this machine, and say how to fix what is missing.")
 @click.option("--arch", help="Compile the kernels for this architecture, such as sm_90a.")
 @json_option
 def doctor(arch: str | None, as_json: bool) -> None:

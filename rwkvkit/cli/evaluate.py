@@ -15,7 +15,7 @@ from rwkvkit.train.sampling import SamplingConfig
 @click.option(
     "--adapter",
     type=click.Path(path_type=Path),
-    help="What fine-tuning left: the folder of an adapter, or a .pth file of tuned states.",
+    help="Result of fine-tuning: an adapter folder or a .pth file of tuned states.",
 )
 @click.option(
     "--ctx-len",
@@ -29,7 +29,7 @@ from rwkvkit.train.sampling import SamplingConfig
     type=click.Choice(["auto", "cubic", "packed", "infctx"]),
     default="auto",
     show_default=True,
-    help="auto: packed where there is a loss mask; cubic goes through the tokens as they stand.",
+    help="auto: packed where there is a loss mask; cubic takes the tokens in file order.",
 )
 @click.option(
     "--micro-bsz",

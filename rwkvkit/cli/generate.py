@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--adapter",
     type=click.Path(path_type=Path),
-    help="What fine-tuning left: the folder of an adapter, or a .pth file of tuned states.",
+    help="Result of fine-tuning: an adapter folder or a .pth file of tuned states.",
 )
 @vocab_option
 @click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True)
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 2**63 - 1),
     default=0,
     show_default=True,
-    help="Seeds the draw.",
+    help="Seed of the random choices.",
 )
 @json_option
 def generate(

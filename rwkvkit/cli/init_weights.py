@@ -1,4 +1,4 @@
-"""``rwkvkit init-weights``: draw the initial weights of a recipe."""
+"""``rwkvkit init-weights``: create the initial weights of a recipe."""
 
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from rwkvkit.workflow.weights import InitialWeights
 
 
-@click.command("init-weights", short_help="Draw the initial weights of a recipe.")
+@click.command("init-weights", short_help="Create the initial (random) weights of a recipe.")
 @recipe_options
 def init_weights(
     recipe_name: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool
 ) -> None:
-    """Draw the initial weights of RECIPE and write them as RUN_DIR/rwkv-init.pth.
+    """Create the initial (random) weights of RECIPE as RUN_DIR/rwkv-init.pth.
 
-    They follow from the recipe's seed and sizes. With `model.grow_from`, a smaller checkpoint is
-    stretched over them.
+    They follow from the recipe's seed and sizes. With `model.grow_from`, the weights of a smaller
+    checkpoint are enlarged to the new size.
     """
     from rwkvkit.model.describe import n_parameters, summary
     from rwkvkit.model.init import init_table
@@ -42,11 +42,12 @@ def init_weights(
     }
     if dry_run:
         console.result(f"{weights.path}: {summary(weights.config)}")
-        console.result("up to date" if status.up_to_date else f"would draw: {status.reason}")
+        verb = "nothing to do" if status.up_to_date else "would create them"
+        console.result(f"{verb}: {status.reason}")
     elif status.up_to_date:
-        console.result(f"init-weights: up to date: {status.reason}")
+        console.result(f"init-weights: nothing to do: {status.reason}")
     else:
-        console.note(f"init-weights: {status.reason}: drawing {summary(weights.config)}")
+        console.note(f"init-weights: {status.reason}: creating {summary(weights.config)}")
         rows = init_table(draw(weights, console))
         cells = [(row.name, shape(row.shape), row.rule, row.mean, row.std) for row in rows]
         for line in table(["tensor", "shape", "rule", "mean", "std"], cells):
@@ -57,7 +58,7 @@ def init_weights(
 
 
 def draw(weights: "InitialWeights", console: Console) -> dict[str, "Tensor"]:
-    """Draw initial weights and show how far that is: large matrices take seconds each."""
+    """Create initial weights and show how far that is: large matrices take seconds each."""
 
     def show(done: int, total: int) -> None:
         console.progress(f"init-weights: {done} of {total} tensors", last=done == total)

@@ -12,14 +12,14 @@ from rwkvkit.cli.options import json_option
 _BAR = 40  # characters of the histogram's longest bar
 
 
-@click.command(short_help="Look into a dataset or a checkpoint.")
+@click.command(short_help="Describe and check a dataset or a checkpoint.")
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
     """Describe and verify PATH.
 
     It is a dataset (PREFIX, PREFIX.bin or .idx), a checkpoint (.pth, or the folder of a run or
-    checkpoint), or what fine-tuning left: the folder of an adapter, a .pth file of tuned states.
+    checkpoint), or a result of fine-tuning: an adapter folder or a .pth file of tuned states.
     """
     console = Console(as_json=as_json)
     if zipfile.is_zipfile(path) or not (_is_dataset(path) or path.suffix in (".bin", ".idx")):

@@ -1,4 +1,4 @@
-"""``rwkvkit merge``: a base and what fine-tuning left beside it become one checkpoint."""
+"""``rwkvkit merge``: a base and the result of fine-tuning become one checkpoint."""
 
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from rwkvkit.errors import UsageError
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="The checkpoint to write."
 )
 @click.option(
-    "--any-base", is_flag=True, help="Also merge into another base than the one trained on."
+    "--any-base",
+    is_flag=True,
+    help="Merge even if BASE is not the checkpoint the adapter was trained on.",
 )
 @json_option
 def merge(base: Path, adapter: Path, out: Path, any_base: bool, as_json: bool) -> None:

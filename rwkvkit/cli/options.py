@@ -18,7 +18,7 @@ json_option = click.option(
 vocab_option = click.option(
     "--vocab",
     type=click.Path(path_type=Path),
-    help="Its vocabulary file or tokenizer.json, if not World.",
+    help="Vocabulary file or tokenizer.json that encoded its data; World unless given.",
 )
 
 
@@ -28,7 +28,7 @@ def recipe_options(command: Command) -> Command:
     command = click.option(
         "--dry-run",
         is_flag=True,
-        help="Check everything and show what would be done; write nothing.",
+        help="Check the recipe and files and show what would be done; write nothing.",
     )(command)
     command = click.option(
         "--set",
@@ -71,13 +71,14 @@ memory_option = click.option(
     "--memory",
     type=Bytes(LEAST_MEMORY),
     default=MEMORY,
-    help="Memory for putting documents in order; 2GiB unless given. The bytes do not depend on it.",
+    help="Memory for putting documents in order; 2GiB unless given. The output is always the same.",
 )
 
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Processes that read and encode; all cores unless given. The bytes do not depend on it.",
+    help="Processes or threads that read and encode; all cores unless given. The output is the "
+    "same for any number.",
 )
 
 

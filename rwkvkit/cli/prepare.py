@@ -26,7 +26,7 @@ from rwkvkit.recipe.load import load_recipe
 @click.option(
     "--shard",
     metavar="N/COUNT",
-    help="Do only one share of the work, such as 3/16, or `slurm` in an array; then --merge.",
+    help="Do one share of the work, such as 3/16, or `slurm` in an array; afterwards --merge.",
 )
 @click.option(
     "--executor",
@@ -34,7 +34,7 @@ from rwkvkit.recipe.load import load_recipe
     default="local",
     help="Where the work runs: processes of this machine, or a Ray cluster that sees its files.",
 )
-@click.option("--merge", is_flag=True, help="Finish what shards have prepared.")
+@click.option("--merge", is_flag=True, help="Make the dataset of what the shards have prepared.")
 def prepare(
     recipe_name: str,
     overrides: tuple[str, ...],
@@ -46,11 +46,11 @@ def prepare(
     executor: str,
     merge: bool,
 ) -> None:
-    """Make the dataset of RECIPE (a path, or the name of a recipe that ships).
+    """Make the dataset of RECIPE (a path, or the name of a built-in recipe).
 
     Reads, encodes, shuffles and writes PREFIX.bin and PREFIX.idx with a manifest beside them, and
-    computes magic_prime and my_exit_tokens. Does nothing if they are up to date. Stopped anywhere,
-    the same command finishes the rest.
+    computes magic_prime and my_exit_tokens. Does nothing if they are up to date. After a stop or
+    crash, the same command goes on from there.
     """
     console = Console(as_json=as_json)
     recipe = load_recipe(recipe_name, overrides)
@@ -60,7 +60,8 @@ def prepare(
         status = build.status()
         for line in plan:
             console.result(line)
-        console.result("up to date" if status.up_to_date else f"would run: {status.reason}")
+        verb = "up to date" if status.up_to_date else "would build"
+        console.result(f"{verb}: {status.reason}")
         console.finish(
             {
                 "prefix": str(build.prefix),
@@ -110,10 +111,14 @@ def run_prepare(
     plan = manifest.plan
     console.result(
         f"dataset {build.prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens"
-        + (f", {manifest.rejected:,} lines rejected" if manifest.rejected else "")
+        + (
+            f", {manifest.rejected:,} line{'s' * (manifest.rejected != 1)} rejected"
+            if manifest.rejected
+            else ""
+        )
     )
     if plan:
-        console.result(f"reference flags: {plan.flags}")
+        console.result(f"flags of RWKV-LM for this dataset: {plan.flags}")
         if plan.warning:
             console.note(f"prepare: {plan.warning}")
     return {

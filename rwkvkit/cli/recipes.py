@@ -12,11 +12,11 @@ from rwkvkit.recipe.load import bundled_recipes, find_recipe
 from rwkvkit.recipe.reference import reference
 
 
-@click.group(invoke_without_command=True, short_help="List, show and copy recipes.")
+@click.group(invoke_without_command=True, short_help="List, show and copy the built-in recipes.")
 @json_option
 @click.pass_context
 def recipes(context: click.Context, as_json: bool) -> None:
-    """List, show and copy the recipes that ship."""
+    """List, show and copy the built-in recipes."""
     if context.invoked_subcommand is None:
         context.invoke(list_recipes, as_json=as_json)
 

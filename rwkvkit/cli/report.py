@@ -27,7 +27,7 @@ def report(run: Path, as_json: bool) -> None:
     console.finish({"report": str(path)})
 
 
-@click.command(short_help="Lay runs over each other.")
+@click.command(short_help="Compare runs: figures side by side, curves in one chart.")
 @click.argument("runs", metavar="RUN RUN ...", type=_FOLDER, nargs=-1, required=True)
 @click.option(
     "-o",
@@ -38,7 +38,7 @@ def report(run: Path, as_json: bool) -> None:
 )
 @json_option
 def compare(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Show the figures of runs side by side, and write a page with their curves laid over.
+    """Show the figures of runs side by side, and write a page with their curves in one chart.
 
     RUN is a run's folder, such as out/quickstart.
     """

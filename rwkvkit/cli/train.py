@@ -43,13 +43,13 @@ def train(
     profile: int | None,
     **launching: Any,
 ) -> None:
-    """Train the model of RECIPE (a path, or the name of a recipe that ships).
+    """Train the model of RECIPE (a path, or the name of a built-in recipe).
 
     Makes the dataset and the initial weights first if they are missing or out of date, and
-    resumes an interrupted run from its newest checkpoint. Ctrl-C and SIGTERM save one.
+    resumes an interrupted run from its newest checkpoint. Ctrl-C and SIGTERM save a checkpoint.
 
-    With --gpus it starts a process for each, with --hostfile on several machines; torchrun and
-    srun can start it as well.
+    --gpus starts one process for each GPU, --hostfile starts them on several machines; torchrun
+    and srun can start the command as well.
     """
     if profile:
         overrides += (f"train.profile={profile}",)
@@ -114,7 +114,9 @@ def _train(
             for line in (*((place.describe(),) if place else ()), *plan.lines, about):
                 console.note(f"train: {line}")
             status = run.status(data, plan)
-            console.note(f"train: {'up to date: ' if status.up_to_date else ''}{status.reason}")
+            begun = "" if run.files.started else "starting at step 0: "
+            verb = "up to date: " if status.up_to_date else begun
+            console.note(f"train: {verb}{status.reason}")
         if not status.up_to_date:
             run.train(
                 data, samples, plan, report=console.note, sinks=[_shower(console)], group=group
@@ -129,7 +131,7 @@ def _make_what_is_missing(run: "Run", console: Console, workers: int | None) -> 
     if build := run.build():
         facts["prepare"] = run_prepare(build, console, workers)
     init = run.weights.status()
-    console.note(f"init-weights: {init.reason}" + ("" if init.up_to_date else ": drawing them"))
+    console.note(f"init-weights: {init.reason}" + ("" if init.up_to_date else ": creating them"))
     if not init.up_to_date:
         draw(run.weights, console)
     return facts
@@ -152,7 +154,7 @@ def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
     if vocab := encode_stage(recipe).file:
         generate += f" --vocab {vocab}"
     if "skipped_steps" in end:
-        console.result(f"steps skipped for want of a finite gradient: {end['skipped_steps']:,}")
+        console.result(f"steps skipped, their gradient was not finite: {end['skipped_steps']:,}")
     if "end_early" in end:
         console.result(f"ended early: {end['end_early']}")
     if run.files.best.exists():
@@ -176,7 +178,7 @@ def _shower(console: Console) -> "Sink":
             f"{now.tokens_per_s:,.0f} tok/s",
             f"MFU {now.mfu:.1%}" if now.mfu is not None else "",
             f"{now.peak_memory_gb:.1f} GB",
-            f"wait {now.data_wait_s * 1e3:.0f} ms",
+            f"data wait {now.data_wait_s * 1e3:.0f} ms",
             f"{now.skipped:,} skipped" if now.skipped else "",
             f"{now.tokens:,} tokens",
             f"ETA {duration(now.eta_s)}",
@@ -192,6 +194,7 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
     from rwkvkit.model.describe import n_parameters, summary
 
     steps = []
+    verbs = {"prepare": "build", "init-weights": "create them", "train": "train"}
     data = None
     if build := run.build():
         for line in build.describe():
@@ -213,12 +216,13 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
         if run.weights.path.exists():
             steps.append(("train", run.status(data, plan)))
     else:
-        console.result("train: order and steps follow when the dataset is there")
+        console.result("train: order and number of steps are known once the dataset exists")
     forecast = run.choices.forecast(plan)
     for line in (*plan_lines, *forecast.lines):
         console.result(f"train: {line}")
     for name, status in steps:
-        verb = "up to date" if status.up_to_date else "would run"
+        done = "nothing to do" if name == "init-weights" else "up to date"
+        verb = done if status.up_to_date else f"would {verbs[name]}"
         console.result(f"{name}: {verb}: {status.reason}")
     console.finish(
         {

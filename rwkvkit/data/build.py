@@ -103,7 +103,9 @@ class Build:
             return Status(False, error.what)
         if old is None:
             there = bin_path(self.prefix).exists()
-            return Status(False, "the output has no manifest" if there else "no output yet")
+            return Status(
+                False, "the output has no manifest" if there else "there is no output yet"
+            )
         for output in old.outputs:
             path = self.prefix.with_name(output.path)
             if not path.is_file():

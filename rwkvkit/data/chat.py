@@ -4,9 +4,9 @@ A conversation is one document::
 
     System: You are brief.\n\nUser: Hi\n\nAssistant: Hello!\n\nUser: Bye\n\nAssistant: Bye.\n\n
 
-Blank lines part the turns, so a run of newlines inside a system or user text becomes one newline.
-What the assistant says stands as it is, a thinking part (``<think>...``) included. White space
-around a text goes.
+Blank lines separate the turns, so newlines inside a system or user text become one newline.
+What the assistant says is kept as it is, with a thinking part (``<think>...``). White space around
+a text is removed.
 
 A text is encoded in segments that no token spans, so that training sees the tokens that a prompt
 ending in ``Assistant:`` gives. What counts in the loss is, for each turn of the assistant, the
@@ -66,7 +66,7 @@ class Chat(Config):
     """What the assistant answers to the prompt."""
 
     system: str | None = None
-    """What stands before the prompt; nothing where the column is empty or null."""
+    """The system text before the prompt; none where the column is empty or null."""
 
     @model_validator(mode="after")
     def _one_shape(self) -> "Chat":

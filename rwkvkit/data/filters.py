@@ -29,19 +29,19 @@ class Filter(TextStage):
     """Leave out documents that break a rule; the manifest counts them."""
 
     key: ClassVar[str] = "filter"
-    version: ClassVar[int] = 2  # in 1 a share of repeated lines at the limit was too large
+    version: ClassVar[int] = 2  # 1 dropped documents just at the limit of repeated lines
 
     min_chars: Count | None = None
-    """Characters a document has at least."""
+    """Least number of characters of a document."""
 
     max_chars: Count | None = None
-    """Characters it has at most."""
+    """Largest number of characters."""
 
     min_tokens: Count | None = None
-    """Tokens it has at least, the end of the document counted; checked after encoding."""
+    """Least number of tokens, the end of the document included; checked after encoding."""
 
     max_tokens: Count | None = None
-    """Tokens it has at most."""
+    """Largest number of tokens."""
 
     require: str | None = None
     """A Python regular expression that must be found in the text."""
@@ -50,10 +50,10 @@ class Filter(TextStage):
     """A Python regular expression that must not be found in it."""
 
     min_letters: Share | None = None
-    """Share of letters, of any script, among the characters that are no white space."""
+    """Least share of letters, of any script, among the characters that are not white space."""
 
     max_repeated_lines: Share | None = None
-    """Share of lines, blank ones aside, that stood in the same document before."""
+    """Largest share of lines, not counting blank ones, that repeat an earlier one."""
 
     @field_validator("require", "forbid")
     @classmethod

@@ -42,7 +42,7 @@ class Shard:
             raise UsageError(
                 f"{error.args[0]} is not set: this is no task of a Slurm array",
                 where="--shard slurm",
-                hint="start it with: sbatch --array=0-15, or name the shard: --shard 3/16",
+                hint="start it with: sbatch --array=1-16, or name the shard: --shard 3/16",
             ) from error
         except ValueError as error:
             raise _no_shard(text) from error

@@ -41,7 +41,7 @@ class DatasetName(Config):
 
 
 class Source(Config):
-    """Where documents are, what of a line they are, and how often each stands in a pass."""
+    """Where documents are, which part of a line they are, and how often each is in a pass."""
 
     path: str | None = None
     """A file, a folder (searched through), or a glob; ``**`` spans folders. With a protocol
@@ -54,10 +54,10 @@ class Source(Config):
     """Instead of a path: ``python-stdlib``, the sources of the running Python's library."""
 
     repeat: Annotated[int, Field(ge=1)] = 1
-    """How many times each document stands in each pass, as if its lines were repeated."""
+    """How many times each document is in each pass, as if its lines were repeated."""
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the documents to take, chosen by the seed."""
+    """Share of the documents to take, a pseudo-random choice that follows from ``seed``."""
 
     field: str = "text"
     """The field of a line, or the column of a table, that holds the text."""
@@ -66,7 +66,7 @@ class Source(Config):
     """Instead of a field: text with fields in braces, ``"Q: {q} A: {a}"``; ``{{`` is a brace."""
 
     chat: Chat | None = None
-    """Instead of a field: the line is a conversation; a bare name is that of its messages."""
+    """Instead of a field: the line is a conversation; a bare name is the field of its messages."""
 
     loss: Loss | None = None
     """Which tokens count in the loss: ``assistant`` for a chat, else ``all``, unless given. If any
@@ -77,7 +77,7 @@ class Source(Config):
     row of the table. Default: by the suffix."""
 
     separator: Annotated[str, Field(min_length=1)] | None = None
-    """For text: what stands between documents, such as ``"\\n\\n\\n"``, if a file holds several."""
+    """For text: what separates documents, such as ``"\\n\\n\\n"``, if a file holds several."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Source":

@@ -102,7 +102,7 @@ def run_stage(stage: TextStage, documents: Documents, where: str) -> tuple[Docum
         raise DataError(
             f"the stage {stage.key} failed: {type(error).__name__}: {error}",
             where=where,
-            hint="mend the stage; with --set, its settings can be changed for a try",
+            hint="fix the stage; --set changes its settings for a try",
         ) from error
     before = set(zip(documents.files, documents.offsets, strict=True))
     left = {(document.file, document.position) for document in after}

@@ -178,7 +178,8 @@ def check_config(
         raise RecipeError(
             f"the checkpoint is another model than the recipe's: {'; '.join(differences)}",
             where=where,
-            hint="change the recipe's model, or leave its size out to take the checkpoint's",
+            hint="correct the recipe's model, or leave its sizes out (--set model.size=null) to "
+            "take the checkpoint's",
         )
     return found
 

@@ -40,7 +40,7 @@ def find_recipe(recipe: str) -> Path:
         return shipped[path.stem]
     close = _suggestion(path.stem, shipped)
     raise RecipeError(
-        f"no such recipe{close} (looked in {Path.cwd()} and among those that ship)",
+        f"no such recipe{close} (looked in {Path.cwd()} and among the built-in recipes)",
         where=recipe,
         hint="give a path, or a name from: rwkvkit recipes",
     )
@@ -77,7 +77,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
         mistakes += _explain(error, Recipe, source, (), source.data)
     if mistakes:
         raise RecipeError(
-            "\n".join(mistakes), hint="rwkvkit recipes show NAME prints recipes that work"
+            "\n".join(mistakes), hint="rwkvkit recipes keys lists every key with its meaning"
         )
     return checked
 

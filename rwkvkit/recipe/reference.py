@@ -74,4 +74,4 @@ def _kind(annotation: Any) -> str:
         return " or ".join(_kind(part) for part in inner if part is not type(None))
     if origin in (list, tuple):
         return "list"
-    return "mapping"
+    return "string or mapping" if hasattr(annotation, "expand") else "mapping"

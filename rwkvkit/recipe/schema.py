@@ -16,25 +16,31 @@ class ModelSpec(Config):
     """The ``model`` section: a size by name or by its numbers, and the weights to start from."""
 
     size: str | None = None
-    """Architecture and size, such as ``x070-0.1b``."""
+    """Architecture and size, such as ``x070-0.1b``. The sizes (n_layer x n_embd): ``0.1b``
+    (12 x 768), ``0.4b`` (24 x 1024), ``1.5b`` (24 x 2048), ``3b`` (32 x 2560), ``7b``
+    (32 x 4096)."""
     arch: Arch | None = None
     """``x052``, ``x060`` or ``x070``, instead of ``size``."""
     n_layer: int | None = Field(default=None, ge=1, le=1000)
-    """Blocks."""
+    """Number of blocks; that of ``size`` or ``weights`` unless given, else required."""
     n_embd: int | None = Field(default=None, ge=1, le=1 << 17)
-    """Width C; a multiple of ``head_size``."""
+    """Width, a multiple of ``head_size``; that of ``size`` or ``weights`` unless given, else
+    required."""
     vocab_size: int | None = Field(default=None, ge=1, le=1 << 24)
-    """Rows of the embedding; 65536 for the World tokenizer."""
+    """Number of token ids, 65536 for the World tokenizer; that of ``weights``, else 65536, unless
+    given."""
     head_size: int | None = Field(default=None, ge=2, le=1 << 10)
-    """Channels of a head; 64 in every published model."""
+    """Channels of a head, 64 in every published model; that of ``weights``, else 64, unless
+    given."""
     dim_ffn: int | None = Field(default=None, ge=1, le=1 << 20)
-    """Width of the feed-forward layer; follows from ``arch`` and ``n_embd`` unless given."""
+    """Width of the feed-forward layer; that of ``weights``, else it follows from ``arch`` and
+    ``n_embd``, unless given."""
     head_qk: int | None = Field(default=None, ge=0, le=1 << 17)
-    """Width of the HeadQK option, 0 for none."""
+    """Width of the HeadQK option, 0 for none; that of ``weights``, else 0, unless given."""
     weights: str | None = None
     """A checkpoint to start from; its sizes are read off it, and checked against those here."""
     grow_from: str | None = None
-    """A smaller checkpoint whose weights are stretched over the new model's."""
+    """A smaller checkpoint whose weights are enlarged to the new size."""
 
     @model_validator(mode="after")
     def _one_start(self) -> "ModelSpec":
@@ -90,7 +96,7 @@ class SampleSpec(Config):
     top_p: float = Field(default=0.7, gt=0, le=1)
     """Share of the probability from which tokens are drawn."""
     seed: Seed = 0
-    """Seeds the draw."""
+    """Seed of the random choices."""
 
 
 class Recipe(Config):

@@ -80,7 +80,7 @@ def parse(
         raise RecipeError(
             "a recipe is a mapping of keys to values",
             where=f"{name}:1:1",
-            hint="start from one that ships: rwkvkit recipes",
+            hint="start from a built-in recipe: rwkvkit recipes",
         )
     data = _plain(tree, name)
     _name_stages(data)
@@ -112,7 +112,7 @@ def _load(text: str, name: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         problem = re.sub(r"\s+", " ", error.problem or error.context or "not YAML")
-        hint = "mend the YAML at this place" + (", with spaces" if "\\t" in problem else "")
+        hint = "fix the YAML at this place" + (", with spaces" if "\\t" in problem else "")
         raise RecipeError(problem, where=where, hint=hint) from error
     except YAMLError as error:
         raise RecipeError(f"not YAML: {error}", where=name, hint="save it as UTF-8 text") from error

@@ -101,7 +101,7 @@ def parse(content: bytes, where: str) -> dict[int, bytes]:
         try:
             token_id, token = _entry(line)
             if token_id in tokens:
-                raise ValueError(f"id {token_id} stands twice")
+                raise ValueError(f"id {token_id} appears twice")
         except (ValueError, SyntaxError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else str(error)
             raise DataError(

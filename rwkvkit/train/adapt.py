@@ -35,7 +35,7 @@ def check_tuning(tuning: TuningConfig, config: ModelConfig) -> list[str]:
         config: the model's shape, with ``time_state`` for state tuning.
 
     Raises:
-        RecipeError: a pattern matches nothing, or nothing is left to train.
+        RecipeError: a pattern matches nothing that trains, or nothing is left to train.
     """
     shapes = weight_shapes(config)
     names = list(shapes)
@@ -169,7 +169,8 @@ def _trained_names(tuning: TuningConfig, names: list[str]) -> set[str]:
         chosen = matching(tuning.train, names, f"{KEY}.train")
     else:
         chosen = set(names)
-    return chosen - matching(tuning.freeze, sorted(chosen), f"{KEY}.freeze")
+    fixed = [name for name in names if name not in chosen]
+    return chosen - matching(tuning.freeze, sorted(chosen), f"{KEY}.freeze", fixed)
 
 
 def _targets(tuning: TuningConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -217,7 +217,7 @@ def _read(name: str) -> dict[str, Any]:
     path = Path(name) if Path(name).is_file() else shipped.get(name)
     if path is None:
         raise RecipeError(
-            f"{name} does not exist (looked in {Path.cwd()} and among those that ship)",
+            f"{name} does not exist (looked in {Path.cwd()} and among the built-in ones)",
             where="train.deepspeed",
             hint=f"give the path of a .json or .yaml file, or one of {', '.join(shipped)}",
         )

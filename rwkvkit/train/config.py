@@ -52,32 +52,33 @@ class TrainConfig(Config):
     the operations one by one would take long beside their work, as it does for small models."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """bf16 and fp16 keep fp32 masters; auto takes bf16 where the device computes in it. fp16 (with
-    loss scaling, through DeepSpeed) is for GPUs that do not."""
+    loss scaling, through DeepSpeed) is for GPUs that cannot compute in bf16."""
     engine: Literal["auto", "torch", "deepspeed"] = "auto"
-    """What trains; auto takes DeepSpeed for several GPUs, or where a setting needs it."""
+    """The training engine; auto takes DeepSpeed for several GPUs, or where a setting needs it."""
     zero: Literal[0, 1, 2, 3] | None = None
-    """What DeepSpeed shares out among the processes: 1 the optimizer, 2 the gradients too, 3 the
+    """What DeepSpeed splits among the processes: 1 the optimizer, 2 the gradients too, 3 the
     weights too; 0 nothing. 2 unless given."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """What DeepSpeed keeps in the host's memory: the optimizer, or also the weights (ZeRO-3)."""
     deepspeed: str | None = None
-    """A file of DeepSpeed settings (.json, .yaml) or the name of one that ships; it may not
+    """A file of DeepSpeed settings (.json, .yaml) or the name of a built-in one; it may not
     contradict the recipe."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
     wkv: Literal["auto", "cuda", "precise", "chunked", "naive"] = "auto"
     """The WKV operator: kernels on tensor cores, kernels in fp32, PyTorch products or a loop."""
     elementwise: Literal["auto", "fused", "torch"] = "auto"
-    """What x070 does between its products: hand-written kernels, or PyTorch; auto takes the kernels
-    on a GPU that runs them."""
+    """How x070 computes what is between its matrix products: hand-written kernels, or PyTorch; auto
+    takes the kernels on a GPU that runs them."""
     save_every: Count | None = None
     """Optimizer steps between checkpoints; a mini-epoch or a tenth of the run unless given."""
     resume: Literal["auto", "never"] = "auto"
-    """Whether a run whose folder holds checkpoints goes on from the newest, or is refused."""
+    """Whether a run whose folder holds checkpoints continues from the newest, or is refused."""
     keep: int = Field(default=3, ge=1)
     """How many of the newest checkpoints stay."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
-    """Who gets the rows of metrics.jsonl; tensorboard, if it is installed, unless given."""
+    """Who gets the rows of metrics.jsonl: ``tensorboard``, ``wandb``, ``trackio``, or ``[]`` for
+    none; tensorboard, if it is installed, unless given."""
     tracker_project: str = Field(default="rwkvkit", min_length=1)
     """The project under which wandb and trackio show the run."""
     profile: Count | None = None
@@ -85,11 +86,11 @@ class TrainConfig(Config):
     guards: GuardConfig = GuardConfig()
     """What is done about gradients that are not finite and about loss spikes."""
     tuning: TuningConfig = TuningConfig()
-    """What of the model is trained; all of it unless given."""
+    """Which part of the model is trained; all of it unless given."""
     sampling: SamplingConfig = SamplingConfig()
     """Which tokens make a sample, and in which order."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """What is measured on held-out data on the way, and which texts are sampled."""
+    """What is measured on held-out data during training, and which texts are sampled."""
 
     @model_validator(mode="after")
     def _one_end(self) -> "TrainConfig":

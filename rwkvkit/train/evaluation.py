@@ -32,4 +32,4 @@ class EvaluateConfig(Config):
     top_p: float = Field(default=0.7, gt=0, le=1)
     """Share of the probability from which tokens are drawn."""
     seed: Seed = 0
-    """Seeds the draw of these texts."""
+    """Seed of the random choices in these texts."""

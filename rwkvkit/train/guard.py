@@ -15,4 +15,4 @@ class GuardConfig(Config):
     spike_sigma: float = Field(default=6.0, gt=0)
     """A loss this many standard deviations above its smoothed value is a spike."""
     on_spike: Literal["flag", "rollback"] = "flag"
-    """flag reports a spike; rollback also takes the last checkpoint's weights and goes on."""
+    """flag reports a spike; rollback also takes the last checkpoint's weights and continues."""

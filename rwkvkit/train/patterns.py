@@ -19,13 +19,16 @@ def matches(pattern: str, name: str) -> bool:
     )
 
 
-def matching(patterns: Sequence[str], names: Iterable[str], where: str) -> set[str]:
+def matching(
+    patterns: Sequence[str], names: Iterable[str], where: str, fixed: Iterable[str] = ()
+) -> set[str]:
     """Return the names that any of the patterns means.
 
     Args:
         patterns: see :func:`matches`.
         names: of parameters.
         where: the recipe's key, for messages.
+        fixed: names of parameters that do not train, for messages.
 
     Raises:
         RecipeError: a pattern matches nothing.
@@ -34,6 +37,12 @@ def matching(patterns: Sequence[str], names: Iterable[str], where: str) -> set[s
     found: set[str] = set()
     for pattern in patterns:
         own = {name for name in names if matches(pattern, name)}
+        if not own and any(matches(pattern, name) for name in fixed):
+            raise RecipeError(
+                f"{pattern!r} names parameters that do not train anyway",
+                where=where,
+                hint="remove it",
+            )
         if not own:
             short = (form.removesuffix(".weight") for name in names for form in _forms(name)[::-1])
             forms = dict.fromkeys(short)

@@ -88,6 +88,12 @@ def plan_training(
         save_reason = "save_every in the recipe"
     else:
         save_reason = "a mini-epoch" if mini_epoch <= tenth else "a tenth of the run"
+    warmup: tuple[str, ...] = ()
+    if config.warmup_steps >= schedule.steps:
+        warmup = (
+            f"warmup_steps {config.warmup_steps:,} in a run of {schedule.steps:,} steps: the "
+            "learning rate never reaches lr_init",
+        )
     lines = (
         *placement.reasons,
         backend.reason,
@@ -97,6 +103,7 @@ def plan_training(
         + f": {tokens_per_step:,.0f} tokens",
         *samples.lines,
         f"{schedule.steps:,} steps: {end}",
+        *warmup,
         f"a checkpoint every {f'{save_every:,} steps' if save_every != 1 else 'step'}: "
         f"{save_reason}; the newest {config.keep} stay",
     )

@@ -73,7 +73,7 @@ class Previews:
                 stop=(self._tokenizer.end_id,),
             )
             text = self._tokenizer.decode(list(tokens))
-            self._report(f"step {step:,}: {prompt!r} goes on: {text!r}")
+            self._report(f"step {step:,}: {prompt!r} continues: {text!r}")
             if self._group.rank == 0:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(_line({"step": step, "prompt": prompt, "text": text}))

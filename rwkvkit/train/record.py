@@ -36,11 +36,19 @@ def check_record(folder: Path, record: dict[str, Any]) -> None:
     before = files.read_json(path)
     known = {section: value for section, value in before.items() if section in record}
     if changes := differences(known, record, _PATHS):
+        hints = ["give this run another name or run_dir, or undo the change to resume that run"]
+        if (final := folder / "rwkv-final.pth").exists():
+            hints.append(
+                f"to train on from its weights, take another name and `model: {{weights: {final}}}`"
+            )
+        if any("global_batch" in change for change in changes):
+            hints.append(
+                "the global batch is train.micro_bsz x train.accumulate_grad_batches x processes"
+            )
         raise RecipeError(
             f"this folder holds another run ({', '.join(changes)})",
             where=str(folder),
-            hint="give this run another name or run_dir, or undo the change to resume that run; "
-            "the global batch is train.micro_bsz x train.accumulate_grad_batches x processes",
+            hint="; ".join(hints),
         )
 
 

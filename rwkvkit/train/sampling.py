@@ -13,7 +13,7 @@ class SamplingConfig(Config):
     """Which tokens make a sample, and in which order samples come."""
 
     order: Literal["auto", "cubic", "packed", "padded", "infctx"] = "auto"
-    """`cubic` runs of ctx_len tokens, documents that are `packed` or `padded`, `infctx` long ones.
+    """`cubic`: runs of ctx_len tokens; `packed`, `padded`: documents; `infctx`: long documents.
 
     auto: packed where the dataset has a loss mask, else cubic.
     """

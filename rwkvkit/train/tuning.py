@@ -12,18 +12,19 @@ _OF_ADAPTERS = ("rank", "alpha", "dropout", "targets", "quantize")
 
 
 class TuningConfig(Config):
-    """What of the model is trained.
+    """Which part of the model is trained.
 
     A pattern is a name or its start, with or without `blocks.N.`, and may hold `*`, `?` and `[…]`:
     `emb`, `att.key`, `blocks.0`, `blocks.[0-3].ffn`, `*.ln*`.
     """
 
     method: Method = "full"
-    """The weights themselves, an adapter beside them, or the states a document starts from."""
+    """The weights themselves, an adapter beside them, or the initial state of documents."""
     rank: int = Field(default=32, ge=1, le=1 << 14)
     """Adapters: rank of each matrix's change."""
     alpha: int | None = Field(default=None, ge=1)
-    """Adapters but miss: the change counts alpha/rank; 2 x rank unless given, rank for pissa."""
+    """Adapters except miss: the change is scaled by alpha/rank; 2 x rank unless given, for pissa
+    rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Adapters: share of the inputs that the adapter does not see."""
     targets: list[str] = Field(default=["att.*", "ffn.*"], min_length=1)
@@ -31,7 +32,7 @@ class TuningConfig(Config):
     train: list[str] = Field(default=[])
     """Patterns of the base's parameters that train; all with full, none with an adapter."""
     freeze: list[str] = Field(default=[])
-    """Patterns of parameters that stay as they are, of those that would train."""
+    """Patterns of parameters that stay unchanged, among those that would train."""
     lr_scale: dict[str, float] = Field(default={})
     """Factor on the learning rate by pattern; of several that match, the first."""
     quantize: Literal["none", "int8", "nf4"] = "none"

@@ -234,7 +234,7 @@ def _cache_folder() -> Finding:
     except OSError as error:
         slow = "what it would keep is made again each time"
         text = f"{folder} cannot be written to ({error.strerror}): {slow}"
-        return Finding("cache folder", "note", text, "mend it, or set XDG_CACHE_HOME to another")
+        return Finding("cache folder", "note", text, "fix it, or set XDG_CACHE_HOME to another")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Finding("cache folder", "ok", f"{folder}, {size / 1e6:.1f} MB")
 

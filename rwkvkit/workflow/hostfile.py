@@ -62,7 +62,7 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         name, slots = found[1], int(found[2])
         if name in seen:
             raise UsageError(
-                f"{name} stands in line {seen[name]} already",
+                f"{name} is already in line {seen[name]}",
                 where=f"{path}:{number}",
                 hint="give each host one line, with all its slots",
             )

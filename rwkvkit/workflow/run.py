@@ -214,7 +214,7 @@ class Run:
         """
         folder = self.recipe.folder
         if not self.files.started:
-            return Status(False, f"{folder} holds no checkpoint yet")
+            return Status(False, f"no checkpoint in {folder}")
         check_record(folder, self._record(data, plan))
         end, final = read_record(folder).get("finished", {}), self.files.final
         if not final.exists() or (END_EARLY not in end and end.get("step") != plan.schedule.steps):

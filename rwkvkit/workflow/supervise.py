@@ -80,7 +80,7 @@ def supervise(members: Iterable[Member], report: Callable[[str], None]) -> None:
     error = first.error()
     if interrupted and not isinstance(error, InterruptedRun):
         report(f"{first.name}: {error.what}")
-        error = InterruptedRun("stopped before the end", hint="run the same command to go on")
+        error = InterruptedRun("stopped before the end", hint="run the same command to continue")
     if (words := first.last_words()) and error.exit_code == RwkvkitError.exit_code:
         report(words)
     raise error

@@ -169,6 +169,8 @@ class InitialWeights:
             raise RecipeError(
                 f"{path} does not exist (looked in {Path.cwd()})",
                 where=key,
-                hint="download the checkpoint, or correct the path",
+                hint="correct the path, or download it: published checkpoints are in the "
+                "repositories rwkv7-g1, rwkv-7-world, rwkv-6-world and rwkv-5-world of "
+                "https://huggingface.co/BlinkDL",
             )
         return read_checkpoint(Path(path))

@@ -64,7 +64,7 @@ def test_held_out_loss_texts_and_best_weights_survive_a_resume(split, run) -> No
     assert min(row["val_loss"] for row in evaluated) < evaluated[0]["val_loss"]
     first = [(line["step"], line["prompt"]) for line in said[:4]]
     assert first == [(2, "The n"), (2, "7"), (4, "The n"), (4, "7")]
-    assert f"step 12: 'The n' goes on: {said[-2]['text']!r}" in done.err
+    assert f"step 12: 'The n' continues: {said[-2]['text']!r}" in done.err
 
     kept = weights(out / "best.pth")
     for name in ("checkpoints/step-00000012", "checkpoints/step-00000009"):

@@ -192,7 +192,7 @@ def test_a_hostfile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a slots=1\n\na slots=2\n", "hosts:3: a stands in line 1 already"),
+        ("a slots=1\n\na slots=2\n", "hosts:3: a is already in line 1"),
         ("a slots=1\nb\n", "hosts:2: 'b' is no host"),
         ("a slots=0\n", "hosts:1: 'a slots=0' is no host"),
         ("-oProxyCommand=x slots=1\n", "hosts:1: "),

@@ -216,7 +216,7 @@ def test_every_recipe_that_ships(folder: Path, run, name: str) -> None:
         torch.save(tensors, folder / model.weights)
     outcome = run("train", name, "--dry-run")
     assert outcome.code == 0, outcome.err
-    assert "prepare: would run: no output yet" in outcome.out
+    assert "prepare: would build: there is no output yet" in outcome.out
     assert "train: memory, estimated: " in outcome.out
     assert not (folder / "out").exists()
 

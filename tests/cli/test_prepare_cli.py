@@ -46,12 +46,12 @@ def test_dry_run_touches_nothing(folder: Path, run) -> None:
     outcome = run("prepare", "r.yaml", "--dry-run")
     assert outcome.code == 0
     assert "source text.jsonl: 1 file" in outcome.out
-    assert "would run: no output yet" in outcome.out
+    assert "would build: there is no output yet" in outcome.out
     assert run("train", "r.yaml", "--dry-run", "--json").facts["steps"]["prepare"] == {
         "up_to_date": False,
-        "reason": "no output yet",
+        "reason": "there is no output yet",
     }
-    assert run("init-weights", "r.yaml", "--dry-run").code == 0
+    assert "would create them: there is no" in run("init-weights", "r.yaml", "--dry-run").out
     assert files_in(folder) == before
 
 
@@ -134,6 +134,8 @@ def test_bad_lines_can_be_skipped(folder: Path, run) -> None:
     rejects = (folder / "out/tiny/data.rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in rejects] == [41, 43]
     assert json.loads(rejects[0])["raw"] == "broken"
+    (folder / "text.jsonl").write_bytes(text + b"broken\n")
+    assert "1 line rejected" in run("prepare", "r.yaml", "--set", read).out
 
 
 def test_interrupted_it_goes_on_where_it_stood(folder: Path, run) -> None:
@@ -153,7 +155,7 @@ def test_interrupted_it_goes_on_where_it_stood(folder: Path, run) -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
-    assert "interrupted: stopped before the end\n  hint: run the same command to go on" in err
+    assert "interrupted: stopped before the end\n  hint: run the same command to continue" in err
     assert files_in(folder / "out")
     assert all(name.startswith("tiny/.data.build/") for name in files_in(folder / "out"))
     # Other input: what was kept does not count.

@@ -143,7 +143,7 @@ def test_the_line_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
         "75,000 tok/s",
         "MFU 37.1%",
         "7.0 GB",
-        "wait 2 ms",
+        "data wait 2 ms",
         "2 skipped",
         "4,608 tokens",
         "ETA 1:01\n",

@@ -211,7 +211,7 @@ def test_steps_that_changed_nothing_are_told_at_the_end(folder, run) -> None:
     settings = [f"--set={each}" for each in far] + ["--set=sample={prompt: a, max_tokens: 1}"]
     outcome = run("train", "r.yaml", *settings, "--set", "train.save_every=9")
     assert "2 skipped" in outcome.err
-    assert "steps skipped for want of a finite gradient: 2\n" in outcome.out
+    assert "steps skipped, their gradient was not finite: 2\n" in outcome.out
 
 
 def test_out_of_memory_says_what_would_fit(folder, run, monkeypatch) -> None:
@@ -271,12 +271,16 @@ def test_weights_of_another_shape(folder, run) -> None:
     outcome = run("train", "r.yaml", *use, "--set", "model.n_layer=3")
     assert outcome.code == 3
     assert "n_layer is 2 in the checkpoint, 3 in the recipe" in outcome.err
+    assert "--set model.size=null" in outcome.err
     outcome = run("train", "r.yaml", *use, "--set", "train.total_steps=2")
     assert outcome.code == 0
     assert "init-weights: the recipe starts from base.pth" in outcome.err
+    planned = run("init-weights", "r.yaml", *use, "--dry-run")
+    assert "nothing to do: the recipe starts from base.pth" in planned.out
     missing = run("train", "r.yaml", "--set", "model.weights=absent.pth", "--set", "run_dir=b")
     assert missing.code == 3
     assert "model.weights: absent.pth does not exist" in missing.err
+    assert "https://huggingface.co/BlinkDL" in missing.err
     (folder / "text.pth").write_text("no checkpoint")
     wrong = run("train", "r.yaml", "--set", "model.weights=text.pth", "--set", "run_dir=b")
     assert wrong.code == 4

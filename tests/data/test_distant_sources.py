@@ -85,6 +85,12 @@ def test_an_unknown_dataset(hub):
         read(dataset=f"{hub}-absent")
 
 
+def test_a_hub_out_of_reach(hub):
+    with pytest.raises(DataError, match="Couldn't reach 'org/absent' on the Hub") as caught:
+        read(dataset="org/absent")
+    assert "HF_HUB_OFFLINE=1" in caught.value.hint
+
+
 @pytest.mark.parametrize("name", ["datasets", "pyarrow"])
 def test_a_package_that_is_not_there(hub, monkeypatch, name):
     source = {"dataset": hub} if name == "datasets" else {"path": f"{hub}/*.parquet"}

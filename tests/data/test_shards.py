@@ -85,4 +85,4 @@ def test_what_a_shard_is_called():
         assert "3/16" in caught.value.hint
     with pytest.raises(UsageError, match="SLURM_ARRAY_TASK_ID is not set") as caught:
         Shard.parse("slurm", {})
-    assert "sbatch" in caught.value.hint
+    assert "sbatch --array=1-16" in caught.value.hint

@@ -22,7 +22,7 @@ def reason(build) -> str:
 
 def test_it_is_after_a_build_whatever_the_number_of_workers(build, source):
     made = build(source, repeat={}, plan=True)
-    assert reason(made) == "no output yet"
+    assert reason(made) == "there is no output yet"
     made.run(workers=2)
     assert build(source, repeat={}, plan=True).status().up_to_date
 

@@ -1,12 +1,15 @@
 """Recipes are checked whole, and every mistake is named with its place."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from rwkvkit.errors import RecipeError
+from rwkvkit.model.config import ARCHS, sizes
 from rwkvkit.recipe.load import bundled_recipes, find_recipe, load_recipe
 from rwkvkit.recipe.reference import reference
+from rwkvkit.recipe.schema import ModelSpec
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,6 +108,7 @@ def test_all_mistakes_at_once(recipe: Path) -> None:
         "prepare[0].read[1].feild",
         "prepare[2].repeat-shuffle.epochs",
     ]
+    assert "rwkvkit recipes keys" in str(caught.value.hint)
 
 
 def test_a_mistake_in_an_override_is_blamed_on_it(recipe: Path) -> None:
@@ -147,9 +151,14 @@ def test_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         find_recipe("pretrian.yaml")
 
 
+@pytest.mark.parametrize("name", sorted(bundled_recipes()))
+def test_a_recipe_that_ships_goes_by_its_own_name(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
 def test_tabs(recipe: Path) -> None:
     recipe.write_text(GOOD.replace("  - plan", "\t- plan"))
-    with pytest.raises(RecipeError, match="mend the YAML at this place, with spaces") as caught:
+    with pytest.raises(RecipeError, match="fix the YAML at this place, with spaces") as caught:
         load_recipe(str(recipe))
     assert caught.value.where == f"{recipe}:11:1"
 
@@ -160,6 +169,18 @@ def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
         load_recipe(str(tmp_path / "r.yaml"))
 
 
+def test_every_size_is_documented() -> None:
+    description = str(ModelSpec.model_fields["size"].description)
+    listed = re.findall(r"``([\d.]+b)`` \((\d+) x (\d+)\)", " ".join(description.split()))
+    assert {
+        (f"{arch}-{size}", int(n_layer), int(n_embd))
+        for size, n_layer, n_embd in listed
+        for arch in ARCHS
+    } == {(name, shape["n_layer"], shape["n_embd"]) for name, shape in sizes().items()}
+
+
 def test_every_key_is_documented() -> None:
     assert reference() in (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     assert "|  |\n" not in reference()
+    assert "| `dataset` | string or mapping |" in reference()
+    assert "| `guards` | mapping |" in reference()

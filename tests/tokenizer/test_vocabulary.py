@@ -28,7 +28,7 @@ def test_bytes_and_strings_are_tokens():
         ("x 'ab' 2", "invalid literal for int"),
         ("0 'ab' 2", "id 0 is not in 1..65535"),
         ("65536 'ab' 2", "id 65536 is not in 1..65535"),
-        ("5 'ab' 2", "id 5 stands twice"),
+        ("5 'ab' 2", "id 5 appears twice"),
         ("300 'ab 2", "unterminated string"),
         ("300 12 2", "neither a string nor bytes"),
         ("300 '' 0", "a token has 1 to 128 bytes"),

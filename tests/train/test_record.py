@@ -35,4 +35,23 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
         "this folder holds another run (recipe.seed 1 -> none, recipe.train.lr_init 0.0001 -> "
         "0.0002, recipe.ctx_len none -> 4)"
     )
-    assert "another name" in str(caught.value.hint)
+    assert caught.value.hint == (
+        "give this run another name or run_dir, or undo the change to resume that run"
+    )
+
+
+def test_a_finished_run_can_be_trained_on(tmp_path: Path) -> None:
+    write_record(tmp_path, {"recipe": {"train": {"total_steps": 4, "global_batch": 8}}})
+    (tmp_path / "rwkv-final.pth").touch()
+    longer = {"recipe": {"train": {"total_steps": 8, "global_batch": 8}}}
+    with pytest.raises(RecipeError, match="total_steps 4 -> 8") as caught:
+        check_record(tmp_path, longer)
+    assert f"`model: {{weights: {tmp_path}/rwkv-final.pth}}`" in str(caught.value.hint)
+    assert "global batch" not in str(caught.value.hint)
+
+
+def test_another_global_batch_is_explained(tmp_path: Path) -> None:
+    write_record(tmp_path, {"recipe": {"train": {"global_batch": 8}}})
+    with pytest.raises(RecipeError, match="global_batch 8 -> 4") as caught:
+        check_record(tmp_path, {"recipe": {"train": {"global_batch": 4}}})
+    assert "train.micro_bsz x train.accumulate_grad_batches x processes" in str(caught.value.hint)

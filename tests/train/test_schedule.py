@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rwkvkit import Schedule
 from rwkvkit.errors import UsageError
+from rwkvkit.train.config import TrainConfig
+from rwkvkit.train.plan import plan_training
 
 RUNS = json.loads((Path(__file__).parents[1] / "golden/data/schedules.json").read_text())
 
@@ -79,3 +82,12 @@ def test_contradictions(wrong: dict, message: str) -> None:
         Schedule(lr_init=1e-3, lr_final=1e-4, warmup_steps=0, **wrong)
     assert caught.value.where
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(("steps", "said"), [(4, True), (10, True), (11, False)])
+def test_a_warmup_longer_than_the_run_is_said(steps: int, said: bool) -> None:
+    samples = SimpleNamespace(once=100, sample_tokens=4, lines=())
+    config = TrainConfig(micro_bsz=1, lr_init=1, lr_final=1, warmup_steps=10, total_steps=steps)
+    lines = plan_training(config, samples).lines
+    line = f"warmup_steps 10 in a run of {steps} steps: the learning rate never reaches lr_init"
+    assert (line in lines) == said

@@ -351,6 +351,20 @@ def test_patterns_that_match_nothing(chosen: TuningConfig, where: str, near: str
 
 
 @pytest.mark.parametrize(
+    "chosen",
+    [
+        tuning("lora", train=["att.w0"], freeze=["emb"]),
+        tuning(train=["att"], freeze=["emb"]),
+    ],
+)
+def test_freezing_what_does_not_train(chosen: TuningConfig) -> None:
+    with pytest.raises(RecipeError, match="'emb' names parameters that do not train") as caught:
+        check_tuning(chosen, shape("x070"))
+    assert caught.value.where == "train.tuning.freeze"
+    assert caught.value.hint == "remove it"
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"rank": 8}, "only an adapter has that"),

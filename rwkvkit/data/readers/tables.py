@@ -278,9 +278,13 @@ def _readable(file: InputFile) -> Iterator[None]:
         ) from error
     except Exception as error:
         words = " ".join(str(error).split())
+        hint = "check that it is what the recipe says, whole, and within reach"
+        if file.dataset and isinstance(error, ConnectionError):
+            hint = (
+                "check the connection to huggingface.co; with HF_HUB_OFFLINE=1 the dataset comes "
+                "from the cache, if `datasets` has loaded it before"
+            )
         # Damage looks like a bad connection here, but costs little if taken for one.
         raise UnreachableError(
-            f"cannot be read: {type(error).__name__}: {words}",
-            where=file.name,
-            hint="check that it is what the recipe says, whole, and within reach",
+            f"cannot be read: {type(error).__name__}: {words}", where=file.name, hint=hint
         ) from error
