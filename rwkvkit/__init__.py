@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rwkvkit.data.prime import magic_prime
     from rwkvkit.errors import RwkvkitError
     from rwkvkit.model.checkpoint import load_model
+    from rwkvkit.model.generate import generate
     from rwkvkit.model.loss import lm_loss
     from rwkvkit.tokenizer.world import WorldTokenizer
     from rwkvkit.train.optimizer import optimizer_groups
@@ -27,6 +28,7 @@ _HOMES = {
     "RwkvkitError": "rwkvkit.errors",
     "Schedule": "rwkvkit.train.schedule",
     "WorldTokenizer": "rwkvkit.tokenizer.world",
+    "generate": "rwkvkit.model.generate",
     "lm_loss": "rwkvkit.model.loss",
     "load_model": "rwkvkit.model.checkpoint",
     "magic_prime": "rwkvkit.data.prime",
@@ -41,6 +43,7 @@ __all__ = [
     "RwkvkitError",
     "Schedule",
     "WorldTokenizer",
+    "generate",
     "lm_loss",
     "load_model",
     "magic_prime",

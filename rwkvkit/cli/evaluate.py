@@ -5,24 +5,20 @@ from pathlib import Path
 import click
 
 from rwkvkit.cli.console import Console
+from rwkvkit.cli.loading import load, model_options
 from rwkvkit.cli.options import json_option
 from rwkvkit.train.sampling import SamplingConfig
+
+_CTX_LEN = 1024  # where neither the command nor a run says another
 
 
 @click.command(short_help="Measure the loss of a checkpoint on a dataset.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("prefix", type=click.Path(path_type=Path))
 @click.option(
-    "--adapter",
-    type=click.Path(path_type=Path),
-    help="Result of fine-tuning: an adapter folder or a .pth file of tuned states.",
-)
-@click.option(
     "--ctx-len",
     type=click.IntRange(min=1),
-    default=1024,
-    show_default=True,
-    help="Tokens a sample, or a segment of one.",
+    help=f"Tokens a sample, or a segment of one; the run's unless given, else {_CTX_LEN}.",
 )
 @click.option(
     "--order",
@@ -39,18 +35,13 @@ from rwkvkit.train.sampling import SamplingConfig
     help="Samples a pass; the result does not depend on it.",
 )
 @click.option("--max-samples", type=click.IntRange(min=1), help="The most samples; all by default.")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
-@click.option(
-    "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True
-)
+@model_options
 @json_option
 def evaluate(
     checkpoint: Path,
     prefix: Path,
     adapter: Path | None,
-    ctx_len: int,
+    ctx_len: int | None,
     order: str,
     micro_bsz: int,
     max_samples: int | None,
@@ -60,31 +51,25 @@ def evaluate(
 ) -> None:
     """Measure the cross entropy of CHECKPOINT on the dataset PREFIX (.bin and .idx).
 
-    CHECKPOINT is a .pth file, or the folder of a run or checkpoint. Where the dataset has a loss
-    mask, only the tokens it marks count.
+    CHECKPOINT is a .pth file, or the folder of a run, a checkpoint or an adapter, whose base is
+    found by its record. Where the dataset has a loss mask, only the tokens it marks count.
     """
     from rwkvkit.data.binidx import open_binidx
-    from rwkvkit.model.adapter import check_base
-    from rwkvkit.model.checkpoint import load_model
-    from rwkvkit.train.device import choose_placement
     from rwkvkit.train.held_out import held_out_loss
     from rwkvkit.train.orders import choose_order, validation_samples
-    from rwkvkit.workflow.locate import checkpoint_file
+    from rwkvkit.workflow.locate import run_ctx_len
 
     console = Console(as_json=as_json)
-    checkpoint = checkpoint_file(checkpoint, console.note)
     data = open_binidx(prefix)
     sampling = SamplingConfig.model_validate({"order": order})
-    placement = choose_placement(device, precision)
     chosen, reason = choose_order(sampling, data)
-    if adapter:
-        check_base(checkpoint, adapter)
-    model = load_model(checkpoint, adapter=adapter, dtype=placement.dtype, device=placement.device)
+    if ctx_len is None:
+        ctx_len = run_ctx_len(adapter or checkpoint) or _CTX_LEN
+    model, weights = load(checkpoint, adapter, device, precision, console)
     samples = validation_samples(
         chosen, sampling, data, ctx_len=ctx_len, vocab_size=model.config.vocab_size, seed=0
     )
-    for line in (*placement.reasons, f"order {chosen}: {reason}"):
-        console.note(line)
+    console.note(f"ctx_len {ctx_len}, order {chosen}: {reason}")
     found = held_out_loss(
         model, samples, micro_bsz=micro_bsz, max_samples=max_samples or len(samples.rows)
     )
@@ -94,7 +79,7 @@ def evaluate(
     )
     console.finish(
         {
-            "checkpoint": str(checkpoint),
+            "checkpoint": str(weights),
             "prefix": str(prefix),
             "order": chosen,
             "ctx_len": ctx_len,

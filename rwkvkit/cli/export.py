@@ -19,21 +19,27 @@ def export(source: Path, out: Path, as_json: bool) -> None:
     """Write the weights of SOURCE in bf16, as published models have them.
 
     SOURCE is a run's folder (its final weights, or those of its newest whole checkpoint), the
-    folder of a checkpoint, or a .pth file.
+    folder of a checkpoint, or a .pth file. What fine-tuning left beside a base, whose record names
+    it, is merged into it.
     """
     import torch
 
+    from rwkvkit.model.adapter import merged
     from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
     from rwkvkit.model.config import config_from_state_dict
-    from rwkvkit.workflow.locate import checkpoint_file
+    from rwkvkit.workflow.locate import find_weights
 
     console = Console(as_json=as_json)
     if out.exists():
         raise UsageError("the file exists", where=str(out), hint="give another name with -o")
-    path = checkpoint_file(source, console.note)
+    path, adapter, notes = find_weights(source, None, console.note)
     weights = read_checkpoint(path)
+    if adapter:
+        weights = merged(weights, adapter)
     config_from_state_dict(weights, str(path))
+    for line in notes:
+        console.note(line)
     write_checkpoint({name: each.to(torch.bfloat16) for name, each in weights.items()}, out)
-    console.result(f"wrote {out}: {path} in bf16, {size(out.stat().st_size)}")
+    console.result(f"wrote {out}: {adapter or path} in bf16, {size(out.stat().st_size)}")
     console.result(f'next: rwkvkit generate {out} --prompt "…"')
-    console.finish({"path": str(out), "source": str(path), "tensors": len(weights)})
+    console.finish({"path": str(out), "source": str(adapter or path), "tensors": len(weights)})

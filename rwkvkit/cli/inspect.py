@@ -8,6 +8,7 @@ import click
 
 from rwkvkit.cli.console import Console, shape, size, table
 from rwkvkit.cli.options import json_option
+from rwkvkit.errors import DataError
 
 _BAR = 40  # characters of the histogram's longest bar
 
@@ -22,6 +23,12 @@ def inspect(path: Path, as_json: bool) -> None:
     checkpoint), or a result of fine-tuning: an adapter folder or a .pth file of tuned states.
     """
     console = Console(as_json=as_json)
+    if not (path.exists() or path.suffix in (".pth", ".bin", ".idx") or _is_dataset(path)):
+        raise DataError(
+            f"neither a checkpoint nor a dataset ({path}.bin, .idx)",
+            where=str(path),
+            hint="give a .pth file, the folder of a run, or the PREFIX of a dataset",
+        )
     if zipfile.is_zipfile(path) or not (_is_dataset(path) or path.suffix in (".bin", ".idx")):
         _checkpoint(path, console)
     else:
@@ -65,17 +72,15 @@ def _dataset(path: Path, console: Console) -> None:
 
 
 def _checkpoint(path: Path, console: Console) -> None:
-    from rwkvkit.model.adapter import CONFIG, holds_states
-    from rwkvkit.model.checkpoint import read_checkpoint
     from rwkvkit.model.describe import describe_checkpoint, describe_tuned
-    from rwkvkit.workflow.locate import checkpoint_file
+    from rwkvkit.workflow.locate import is_tuned, weights_at
 
-    if not (path / CONFIG).exists():
-        path = checkpoint_file(path, console.note)
-    tuned = path.is_dir() or holds_states(read_checkpoint(path))
+    path = weights_at(path, console.note)
+    tuned = is_tuned(path)
     facts: dict[str, Any] = describe_tuned(path) if tuned else describe_checkpoint(path)
     dtypes = ", ".join(f"{count} tensors in {dtype}" for dtype, count in facts["dtypes"].items())
-    console.result(f"{'tuned' if tuned else 'checkpoint'} {path}: {facts['summary']}")
+    kind = "adapter" if path.is_dir() else "tuned states" if tuned else "checkpoint"
+    console.result(f"{kind} {path}: {facts['summary']}")
     if base := facts.get("base"):
         console.result(f"belongs to {base['path']} (SHA-256 {base['sha256'][:12]}…)")
     console.result(f"{dtypes}, {size(facts['bytes'])}")

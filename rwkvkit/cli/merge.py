@@ -25,14 +25,16 @@ def merge(base: Path, adapter: Path, out: Path, any_base: bool, as_json: bool) -
     """Merge ADAPTER into BASE (.pth), so that one file holds the fine-tuned model.
 
     ADAPTER is the folder of an adapter (LoRA, DoRA, PiSSA, MiSS), as a run of rwkvkit or peft wrote
-    it, or a .pth file of tuned states.
+    it, a .pth file of tuned states, or the folder of a run that holds one of them.
     """
     from rwkvkit.model.adapter import check_base, merged
     from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
+    from rwkvkit.workflow.locate import weights_at
 
     console = Console(as_json=as_json)
     if out.exists():
         raise UsageError("the file exists", where=str(out), hint="give another name with -o")
+    adapter = weights_at(adapter, console.note)
     weights = read_checkpoint(base)
     if not any_base:
         check_base(base, adapter, ", or say --any-base")

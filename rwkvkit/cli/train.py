@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rwkvkit.cli.console import Console, duration
-from rwkvkit.cli.generate import stream_text
 from rwkvkit.cli.init_weights import draw
 from rwkvkit.cli.options import launch_options, recipe_options, workers_option
 from rwkvkit.cli.prepare import run_prepare
@@ -241,17 +240,19 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
 
 
 def _sample(sample: SampleSpec, run: "Run", console: Console) -> str:
+    from rwkvkit.model.checkpoint import load_model
+    from rwkvkit.model.generate import generate
     from rwkvkit.workflow.prompts import recipe_tokenizer
 
-    base = run.weights.path if run.needs_base else None
+    final = run.files.final
+    model = load_model(run.weights.path, adapter=final) if run.needs_base else load_model(final)
     console.result(f"sample, continuing {sample.prompt!r}:")
     text = "".join(
         console.echo(piece)
-        for piece in stream_text(
-            base or run.files.final,
+        for piece in generate(
+            model,
             sample.prompt,
-            recipe_tokenizer(run.recipe),
-            adapter=run.files.final if base else None,
+            tokenizer=recipe_tokenizer(run.recipe),
             max_tokens=sample.max_tokens,
             temperature=sample.temperature,
             top_p=sample.top_p,

@@ -47,6 +47,25 @@ _ROLES = {
 _KEYS = (("role", "content"), ("from", "value"))
 _Name = Annotated[str, Field(min_length=1)]
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+_ANSWER = "Assistant:"
+
+NEXT_TURN = "\n\nUser:"
+"""What follows an answer where the conversation goes on; blank lines alone may be part of one."""
+
+
+def chat_prompt(user: str, system: str | None = None) -> str:
+    """Return the start of a conversation, up to where the assistant is to speak.
+
+    Args:
+        user: what the user says.
+        system: what stands before it; as good as none where it is empty.
+
+    Raises:
+        BadLine: the user's text is empty, or a text holds a lone surrogate.
+    """
+    turns = [_turn({"role": "system", "content": system}, "system")] if system else []
+    turns.append(_turn({"role": "user", "content": user}, "user"))
+    return "".join(_said(role, text) for role, text in turns if text) + _ANSWER
 
 
 class Chat(Config):
@@ -118,9 +137,9 @@ class ChatForm:
         context = ""
         for role, text in turns:
             if role != "Assistant":
-                context += f"{role}: {text}\n\n"
+                context += _said(role, text)
                 continue
-            segments += [f"{context}Assistant:".encode(), f" {text}\n\n".encode()]
+            segments += [f"{context}{_ANSWER}".encode(), f" {text}\n\n".encode()]
             marks += [False, True]
             context = ""
         if not segments:
@@ -155,6 +174,11 @@ class ChatForm:
     def _columns(self, key: str) -> tuple[str, ...]:
         text = getattr(self.chat, key)
         return () if text is None else field_or_template(text, f"chat.{key}").columns
+
+
+def _said(role: str, text: str) -> str:
+    """Return a turn of the system or the user."""
+    return f"{role}: {text}\n\n"
 
 
 def _turn(message: Any, where: str) -> tuple[str, str]:

@@ -45,7 +45,9 @@ def load_model(
             file of tuned states.
 
     Returns:
-        The model, in training mode, with gradients enabled.
+        The model in evaluation mode; ``model.train()`` before training it. Its parameters require
+        gradients: what only predicts runs under ``torch.no_grad()``, as :func:`rwkvkit.generate`
+        does by itself.
 
     Raises:
         DataError: the file cannot be read, or is no checkpoint of a supported RWKV model.
@@ -69,7 +71,7 @@ def load_model(
             raise UsageError(
                 reasons(error), where="load_model(dropout=...)", hint="leave dropout out"
             ) from error
-    return build_model(config, state_dict, dtype=dtype, device=device, where=where)
+    return build_model(config, state_dict, dtype=dtype, device=device, where=where).eval()
 
 
 def build_model(

@@ -14,6 +14,8 @@ from rwkvkit.model.checkpoint import misfits, read_checkpoint
 from rwkvkit.model.config import ModelConfig, config_from_state_dict
 from rwkvkit.model.init import weight_shapes
 
+_NAMES = {"LORA": "LoRA", "MISS": "MiSS"}  # as people write what peft calls so
+
 
 def n_parameters(config: ModelConfig) -> int:
     """Return the number of weights of a model."""
@@ -71,16 +73,17 @@ def describe_tuned(path: Path) -> dict[str, Any]:
         config, tensors, whole = read_adapter(path)
         weights = tensors | whole
         files = [path / name for name in (WEIGHTS, WHOLE) if (path / name).exists()]
-        kind = f"{config.peft_type.value} adapter of rank {config.r}"
+        name = "DoRA" if getattr(config, "use_dora", False) else config.peft_type.value
+        kind = f"{_NAMES.get(name, name)}, rank {config.r}: "
     else:
-        weights, files, kind = read_checkpoint(path), [path], "tuned states"
+        weights, files, kind = read_checkpoint(path), [path], ""
     rows = _rows(weights)
     count = sum(tensor.numel() for tensor in weights.values())
     record = record_path(path)
     return {
         "path": str(path),
         "base": read_json(record).get("base") if record.exists() else None,
-        "summary": f"{kind}: {count:,} parameters",
+        "summary": f"{kind}{count:,} parameters",
         "parameters": count,
         "bytes": sum(file.stat().st_size for file in files),
         "dtypes": dict(Counter(row["dtype"] for row in rows)),

@@ -8,8 +8,66 @@ from torch import Tensor
 
 from rwkvkit.errors import DivergedError, UsageError
 from rwkvkit.model.rwkv import RWKV
+from rwkvkit.tokenizer.text import Tokenizer, text_pieces, until
+from rwkvkit.tokenizer.world import WorldTokenizer
 
 _PROMPT_PIECE = 256  # tokens of a prompt read at once; bounds the logits held for them
+
+
+def generate(
+    model: RWKV,
+    prompt: str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    max_tokens: int = 200,
+    temperature: float = 1.0,
+    top_p: float = 0.7,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> Iterator[str]:
+    """Yield the text that follows a prompt, in pieces of whole characters as they are drawn.
+
+    ``"".join(generate(model, "def "))`` is the text. It ends with the document, before the first of
+    ``stop`` in it, or after ``max_tokens``. The same arguments give the same text.
+
+    Args:
+        model: from :func:`~rwkvkit.load_model`, on any device; in evaluation mode while it runs.
+        prompt: the text to continue, at least one token of it.
+        tokenizer: of the model; that of the World models unless given.
+        max_tokens: the most tokens to draw.
+        temperature: divides the logits; 0 always takes the likeliest token.
+        top_p: draws from the fewest tokens whose probabilities sum to this, in (0, 1].
+        seed: of the draw.
+        stop: texts that end it, not empty; they are not yielded.
+
+    Raises:
+        DataError: the prompt holds a lone surrogate.
+        DivergedError: the model gives logits that are not finite.
+        SetupError: no ``tokenizer``, and the package ``rwkv`` is not installed.
+        UsageError: an empty prompt or stop, a prompt with a token that the model does not know, a
+            setting out of range, or a model with HeadQK.
+    """
+    if "" in stop:
+        raise UsageError("a text that ends the output is empty", where="stop", hint="leave it out")
+    tokenizer = tokenizer or WorldTokenizer()
+    prompt_ids = tokenizer.encode(prompt).tolist()
+    if prompt and not prompt_ids:
+        raise UsageError(
+            "the tokenizer leaves nothing of the prompt",
+            where="prompt",
+            hint="give another text, or the tokenizer of the model with --vocab (tokenizer= in "
+            "Python)",
+        )
+    tokens = generate_tokens(
+        model,
+        prompt_ids,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop=(tokenizer.end_id,),
+    )
+    return until(text_pieces(tokenizer, prompt_ids, tokens), stop)
 
 
 @torch.no_grad()  # not inference_mode: what a training engine gathers here, it trains with later
@@ -83,12 +141,17 @@ def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gen
 def _check(model: RWKV, prompt_ids: Sequence[int], temperature: float, top_p: float) -> None:
     vocab = model.config.vocab_size
     if not len(prompt_ids):
-        raise UsageError("the prompt is empty", where="prompt", hint="[0] starts a new document")
+        raise UsageError(
+            "the prompt is empty",
+            where="prompt",
+            hint="give a text; as token ids, [0] starts a new document",
+        )
     if not 0 <= min(prompt_ids) <= max(prompt_ids) < vocab:
         raise UsageError(
-            f"the prompt has a token id outside 0..{vocab - 1}",
+            f"the prompt has a token id outside 0..{vocab - 1}, which are all that the model knows",
             where="prompt",
-            hint="the model was made for another vocabulary",
+            hint="it was made for another vocabulary: name the vocabulary file or tokenizer.json "
+            "with --vocab (tokenizer= in Python)",
         )
     if not 0 <= temperature < math.inf:
         raise UsageError(

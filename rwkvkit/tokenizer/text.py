@@ -76,5 +76,37 @@ def text_pieces(
         yield piece
 
 
+def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """Yield a text as it comes, up to the first of some texts that is complete in it.
+
+    An end that may be the beginning of one of them waits for what follows.
+
+    Args:
+        pieces: of the text.
+        stops: what ends it; none of them is empty.
+    """
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [(at + len(stop), at) for stop in stops if (at := held.find(stop)) >= 0]
+        if found:
+            _, at = min(found)
+            if at:
+                yield held[:at]
+            return
+        ready = len(held) - _begun(held, stops)
+        if ready:
+            yield held[:ready]
+        held = held[ready:]
+    if held:
+        yield held
+
+
+def _begun(text: str, stops: Sequence[str]) -> int:
+    """Return how many characters at the end of a text are the beginning of a stop, at most."""
+    sizes = (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
+    return max(sizes, default=0)
+
+
 def _added(tokenizer: Tokenizer, ids: Sequence[int], start: int, told: int) -> str:
     return tokenizer.decode(ids[start:])[len(tokenizer.decode(ids[start:told])) :]

@@ -77,9 +77,14 @@ def test_held_out_loss_texts_and_best_weights_survive_a_resume(split, run) -> No
     assert texts(split) == said
     assert all(torch.equal(t, kept[name]) for name, t in weights(out / "best.pth").items())
 
-    words = ["evaluate", str(out / "best.pth"), str(out / "data-val"), "--ctx-len", "16"]
+    words = ["evaluate", str(out / "best.pth"), str(out / "data-val")]
     alone = run(*words, "--json")
     assert alone.facts["order"] == "cubic"
+    assert alone.facts["ctx_len"] == 16  # the run's
+    for source in (out, newest := out / "checkpoints/step-00000012", newest / "model.pth"):
+        few = run("evaluate", str(source), str(out / "data-val"), "--max-samples", "1", "--json")
+        assert few.facts["ctx_len"] == 16
+    assert run(*words, "--ctx-len", "8", "--json").facts["ctx_len"] == 8
     assert alone.facts["targets"] > 100
     some = run(*words, "--max-samples", "20", "--micro-bsz", "7")
     assert "on 320 targets of 20 samples" in some.out
@@ -149,6 +154,11 @@ def test_evaluate_says_what_is_wrong(split, run) -> None:
     absent = run("evaluate", "absent.pth", "out/tiny/data")
     assert absent.code == 4
     assert "no such file" in absent.err
+    small = ["run_dir=small", "model.vocab_size=99"]
+    assert run("init-weights", "r.yaml", *(f"--set={each}" for each in small)).code == 0
+    foreign = run("evaluate", "small/rwkv-init.pth", "out/tiny/data")
+    assert foreign.code == 4
+    assert "out/tiny/data.bin: token id 120 is outside the model's vocabulary of 99" in foreign.err
 
 
 def test_two_processes_find_what_one_finds(split, run, start) -> None:

@@ -70,7 +70,8 @@ def test_train_generate_merge(folder: Path, base: Path, run, method: str) -> Non
 
     seen = run("inspect", result)
     assert seen.code == 0, seen.err
-    assert {"lora": "LORA adapter of rank 4", "state": "tuned states"}[method] in seen.out
+    named = {"lora": f"adapter {result}: LoRA, rank 4: ", "state": f"tuned states {result}: "}
+    assert seen.out.startswith(named[method])
     assert "belongs to base.pth" in seen.out
 
     refused = run("merge", "base.pth", result, "-o", "merged.pth")
@@ -94,6 +95,54 @@ def test_train_generate_merge(folder: Path, base: Path, run, method: str) -> Non
     path.write_bytes(b"x" + unbroken[largest][1:])
     assert "is damaged, and comes from the newest checkpoint again" in run(*arguments(method)).err
     assert read(Path(result)) == unbroken
+
+
+@pytest.mark.parametrize("method", ["lora", "state"])
+def test_a_run_folder_stands_for_the_base_and_what_was_tuned(
+    folder: Path, base: Path, run, method: str
+) -> None:
+    few = ["--set", "train.total_steps=3", "--set", "train.save_every=3"]
+    assert run(*arguments(method, *few)).code == 0
+    result = f"out/tiny/{NAMES[method]}"
+    text = ["--prompt", "The number", "--max-tokens", "8"]
+    both = run("generate", "base.pth", "--adapter", result, *text)
+    assert both.code == 0, both.err
+    for source in ("out/tiny", result, "out/tiny/checkpoints/step-00000003"):
+        found = run("generate", source, *text)
+        assert found.out == both.out, found.err
+        assert "and its base base.pth" in found.err
+    assert run("generate", "base.pth", "--adapter", "out/tiny", *text).out == both.out
+    measured = ["out/tiny/data", "--max-samples", "4", "--json"]
+    alone = run("evaluate", "base.pth", "--adapter", result, *measured)
+    assert run("evaluate", "out/tiny", *measured).facts == alone.facts
+    assert alone.facts["ctx_len"] == 16
+    assert alone.facts["loss"] != run("evaluate", "base.pth", *measured).facts["loss"]
+
+    assert run("merge", "base.pth", "out/tiny", "-o", "merged.pth").code == 0
+    assert run("export", "out/tiny", "-o", "exported.pth").code == 0
+    merged = read_checkpoint(folder / "merged.pth")
+    for name, tensor in read_checkpoint(folder / "exported.pth").items():
+        assert torch.equal(tensor, merged[name].bfloat16())
+    assert run("inspect", "out/tiny").out.splitlines()[1].startswith("belongs to base.pth")
+
+    twice = run("generate", "out/tiny", "--adapter", result, *text)
+    assert twice.code == 4
+    assert f"{result}: is no whole model" in twice.err
+    write_checkpoint(read_checkpoint(folder / "merged.pth"), base)
+    for words in (["generate", "out/tiny", *text], ["export", result, "-o", "other.pth"]):
+        changed = run(*words)
+        assert changed.code == 4
+        assert "was trained on another base, base.pth" in changed.err
+    base.unlink()
+    for words in (
+        ["generate", result, *text],
+        ["evaluate", "out/tiny", *measured],
+        ["export", "out/tiny", "-o", "other.pth"],
+    ):
+        gone = run(*words)
+        assert gone.code == 4
+        assert f"{result}: its base base.pth is not there" in gone.err
+        assert f"BASE.pth --adapter {result}" in gone.err
 
 
 def read(path: Path) -> dict[str, bytes]:

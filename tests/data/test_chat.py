@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rwkvkit import WorldTokenizer, open_binidx
+from rwkvkit.data.chat import chat_prompt
 from rwkvkit.data.describe import describe_binidx
 from rwkvkit.data.forms import BadLine
 from rwkvkit.data.sources import Source
@@ -211,3 +212,18 @@ def test_without_a_mask_the_old_one_goes(build, jsonl, tmp_path):
     build(path).run()
     assert not (tmp_path / "out" / "data.mask").exists()
     assert describe_binidx(tmp_path / "out" / "data")["masked"] is None
+
+
+@pytest.mark.parametrize("system", [None, "", " \n", " You are brief.\n\n\nBe kind. "])
+def test_a_prompt_is_what_the_first_answer_of_a_conversation_follows(system):
+    user = "\nHi\r\n\r\nthere "
+    messages = [message("user", user), message("assistant", "Hello")]
+    if system is not None:
+        messages.insert(0, message("system", system))
+    [context, _], _ = rendered({"messages": messages}, chat="messages")
+    assert chat_prompt(user, system) == context
+
+
+def test_a_prompt_without_a_question():
+    with pytest.raises(BadLine, match="the text of the user is empty"):
+        chat_prompt(" \n", "Be brief.")

@@ -48,6 +48,7 @@ def test_dtype_and_dropout():
     model = load_model(noisy_weights(small_config("x060")), dtype=torch.bfloat16, dropout=0.25)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.drop.p == 0.25
+    assert not model.training  # ready to predict: nothing is dropped
     with pytest.raises(UsageError, match=r"x070 has no dropout.*\n.*leave dropout out"):
         load_model(noisy_weights(small_config("x070")), dropout=0.25)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from rwkv_cases import ARCHS, small_model
 
+from rwkvkit import WorldTokenizer
 from rwkvkit.errors import UsageError
 from rwkvkit.model import generate
 from rwkvkit.model.generate import generate_tokens
@@ -67,6 +68,42 @@ def test_stops_without_yielding_the_stop_token():
     stop = text[4]
     got = list(generate_tokens(model, PROMPT, max_tokens=10, temperature=0, stop=(stop,)))
     assert got == text[: text.index(stop)]
+
+
+def test_a_token_is_one_step_and_the_last_needs_none():
+    model = small_model("x070")
+    widths = []
+    model.register_forward_pre_hook(lambda module, inputs: widths.append(inputs[0].shape[1]))
+    assert len(list(generate_tokens(model, PROMPT, max_tokens=4, stop=()))) == 4
+    assert widths == [len(PROMPT), 1, 1, 1]
+
+
+def test_text_to_text():
+    model = small_model("x070", vocab_size=257)
+    tokenizer = WorldTokenizer()  # of which a model of 257 tokens knows the single bytes
+    ids = [byte + 1 for byte in b"\x01!"]
+    assert tokenizer.encode("\x01!").tolist() == ids
+    want = "".join(generate.generate(model, "\x01!", max_tokens=40, top_p=1.0, seed=4))
+    tokens = generate_tokens(model, ids, max_tokens=40, top_p=1.0, seed=4)
+    assert want == tokenizer.decode(list(tokens))
+    assert len(want) > 20
+    stop = want[9:11]
+    cut = generate.generate(model, "\x01!", max_tokens=40, top_p=1.0, seed=4, stop=[stop])
+    assert want.startswith("".join(cut) + stop)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "hint"),
+    [
+        ("", {}, "the prompt is empty"),
+        ("日本", {}, "with --vocab"),
+        ("!", {"stop": [""]}, "stop: a text that ends the output is empty"),
+    ],
+)
+def test_texts_that_cannot_be_generated(prompt, settings, hint):
+    model = small_model("x070", vocab_size=257)
+    with pytest.raises(UsageError, match=hint):
+        list(generate.generate(model, prompt, **settings))
 
 
 def test_streams_and_puts_the_model_back_into_training_mode():

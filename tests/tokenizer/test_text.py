@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rwkvkit.errors import DataError
-from rwkvkit.tokenizer.text import Tokenizer, load_tokenizer, text_pieces
+from rwkvkit.tokenizer.text import Tokenizer, load_tokenizer, text_pieces, until
 from rwkvkit.tokenizer.world import WorldTokenizer
 
 TEXT = " naïve 日本語 😀 text"
@@ -59,6 +59,39 @@ def test_a_character_that_never_ends_is_shown_all_the_same() -> None:
     assert "".join(text_pieces(tokenizer, ids, broken)) == "�"
     assert "".join(text_pieces(tokenizer, ids, [*broken, *ids])) == "�ab"
     assert list(text_pieces(tokenizer, ids, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "want"),
+    [
+        ("one two", [], "one two"),
+        ("one two", ["x"], "one two"),
+        ("one two", [" t"], "one"),
+        ("one two", ["two", "e t"], "on"),
+        ("aab", ["ab"], "a"),
+        ("Hi\n\nUse\n\nUser: a", ["\n\nUser:"], "Hi\n\nUse"),
+        ("Hi\n\nUse", ["\n\nUser:"], "Hi\n\nUse"),
+        ("abc", ["abc", "b"], "a"),  # b is complete first
+        ("ja日本", ["日"], "ja"),
+        ("x", ["x"], ""),
+    ],
+)
+def test_a_text_ends_before_a_stop_however_it_is_cut(
+    text: str, stops: list[str], want: str
+) -> None:
+    for size in range(1, len(text) + 1):
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        told = list(until(pieces, stops))
+        assert "".join(told) == want
+        assert all(told)
+
+
+def test_only_what_may_begin_a_stop_waits() -> None:
+    pieces = iter(["a\n", "b\n", "\nU", "ser:", "more"])
+    told = until(pieces, ["\n\nUser:"])
+    assert [next(told), next(told)] == ["a", "\nb"]
+    assert list(told) == []
+    assert list(pieces) == ["more"]  # nothing is drawn behind the stop
 
 
 def test_a_lone_surrogate(tokenizer: Tokenizer) -> None:
