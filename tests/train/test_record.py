@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from rwkvkit.errors import RecipeError
+from rwkvkit.recipe.load import load_recipe
 from rwkvkit.train.record import check_record, write_record
+from rwkvkit.workflow.identity import recipe_record
 
 RECORD = {"recipe": {"train": {"lr_init": 1e-4}, "seed": 1}, "data": {"n_tokens": 7}}
 
@@ -15,6 +17,18 @@ def test_same_and_partial_records_pass(tmp_path: Path) -> None:
     write_record(tmp_path, RECORD)
     check_record(tmp_path, RECORD)
     check_record(tmp_path, {"recipe": RECORD["recipe"]})
+
+
+def test_the_spacing_of_saves_decides_where_a_rollback_goes(tmp_path: Path) -> None:
+    def saving_every(steps: int, on_spike: str) -> dict:
+        wanted = [f"train.save_every={steps}", f"train.guards.on_spike={on_spike}"]
+        recipe = load_recipe("quickstart", wanted)
+        return recipe_record(recipe, recipe.model, recipe.train, 1)
+
+    assert saving_every(2, "flag") == saving_every(3, "flag")
+    write_record(tmp_path, saving_every(2, "rollback"))
+    with pytest.raises(RecipeError, match="train.save_every 2 -> 3"):
+        check_record(tmp_path, saving_every(3, "rollback"))
 
 
 def test_every_difference_is_named(tmp_path: Path) -> None:
