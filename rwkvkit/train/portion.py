@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rwkvkit.errors import DataError
 from rwkvkit.files import fsync
 from rwkvkit.model.adapter import peft_library, read_adapter, write_adapter, write_record
 from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
@@ -36,7 +37,7 @@ class Portion(Protocol):
         """Read what ``save`` wrote into the model.
 
         Raises:
-            DataError: a file is damaged.
+            DataError: a file is damaged, or of another model.
         """
 
     def write(self, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -56,7 +57,15 @@ class WholeModel:
 
     def load(self, model: nn.Module, folder: Path) -> None:
         """Read ``model.pth``."""
-        model.load_state_dict(read_checkpoint(folder / MODEL_FILE))
+        path = folder / MODEL_FILE
+        try:
+            model.load_state_dict(read_checkpoint(path))
+        except RuntimeError as error:
+            raise DataError(
+                "holds the weights of another model than this run's",
+                where=str(path),
+                hint="give the recipe's model as it was when the run began, or another run_dir",
+            ) from error
 
     def write(self, tensors: Mapping[str, Tensor], path: Path) -> None:
         """Write a whole checkpoint."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkvkit.errors import RecipeError
+from rwkvkit.errors import DataError, RecipeError
 from rwkvkit.recipe.load import load_recipe
 from rwkvkit.train.record import check_record, write_record
 from rwkvkit.workflow.identity import recipe_record
@@ -13,10 +13,16 @@ RECORD = {"recipe": {"train": {"lr_init": 1e-4}, "seed": 1}, "data": {"n_tokens"
 
 
 def test_same_and_partial_records_pass(tmp_path: Path) -> None:
-    check_record(tmp_path / "absent", RECORD)
     write_record(tmp_path, RECORD)
     check_record(tmp_path, RECORD)
     check_record(tmp_path, {"recipe": RECORD["recipe"]})
+
+
+def test_a_record_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is gone") as caught:
+        check_record(tmp_path, RECORD)
+    assert caught.value.where == str(tmp_path / "run.json")
+    assert "put it back" in caught.value.hint
 
 
 def test_the_spacing_of_saves_decides_where_a_rollback_goes(tmp_path: Path) -> None:
