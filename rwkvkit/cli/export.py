@@ -23,7 +23,7 @@ def export(source: Path, out: Path, as_json: bool) -> None:
     """
     import torch
 
-    from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
+    from rwkvkit.model.checkpoint import check_fits, read_checkpoint, write_checkpoint
     from rwkvkit.model.config import config_from_state_dict
     from rwkvkit.workflow.locate import checkpoint_file
 
@@ -32,7 +32,7 @@ def export(source: Path, out: Path, as_json: bool) -> None:
         raise UsageError("the file exists", where=str(out), hint="give another name with -o")
     path = checkpoint_file(source, console.note)
     weights = read_checkpoint(path)
-    config_from_state_dict(weights, str(path))
+    check_fits(config_from_state_dict(weights, str(path)), weights, str(path))
     write_checkpoint({name: each.to(torch.bfloat16) for name, each in weights.items()}, out)
     console.result(f"wrote {out}: {path} in bf16, {size(out.stat().st_size)}")
     console.result(f'next: rwkvkit generate {out} --prompt "…"')

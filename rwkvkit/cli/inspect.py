@@ -1,5 +1,6 @@
 """``rwkvkit inspect``: look into a dataset or a checkpoint."""
 
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import click
 
 from rwkvkit.cli.console import Console, shape, size, table
 from rwkvkit.cli.options import json_option
+from rwkvkit.errors import DataError
 
 _BAR = 40  # characters of the histogram's longest bar
 
@@ -20,6 +22,7 @@ def inspect(path: Path, as_json: bool) -> None:
 
     It is a dataset (PREFIX, PREFIX.bin or .idx), a checkpoint (.pth, or the folder of a run or
     checkpoint), or what fine-tuning left: the folder of an adapter, a .pth file of tuned states.
+    Exits with 0 if nothing is wrong with it, else with 4.
     """
     console = Console(as_json=as_json)
     if zipfile.is_zipfile(path) or not (_is_dataset(path) or path.suffix in (".bin", ".idx")):
@@ -29,7 +32,7 @@ def inspect(path: Path, as_json: bool) -> None:
 
 
 def _is_dataset(path: Path) -> bool:
-    return path.with_name(f"{path.name}.idx").exists()
+    return (path.parent / f"{path.name}.idx").exists()
 
 
 def _dataset(path: Path, console: Console) -> None:
@@ -92,3 +95,9 @@ def _checkpoint(path: Path, console: Console) -> None:
     elif not facts["problems"]:
         console.result("verified: every tensor of the architecture is there, finite, and no other")
     console.finish(facts)
+    if problems := facts["problems"]:
+        # Raised, it would follow the one object of --json with another.
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        console.note(f"error: {path}: {problems[0]}{more}")
+        console.note("  hint: write or fetch it again")
+        sys.exit(DataError.exit_code)
