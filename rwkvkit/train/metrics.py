@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkvkit.files import replacing, write_text
+from rwkvkit.files import naming, replacing, write_text
 from rwkvkit.train.observe import StepReport
 
 
@@ -25,12 +25,14 @@ class MetricsLog:
         """Open the log of a run that has ``done`` steps; rows of later steps are cut off."""
         self.rows = [row for row in read_metrics(path) if row["step"] <= done]
         write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, now: StepReport) -> None:
         """Append the row of a step."""
-        self._file.write(json.dumps(now.row()) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(now.row()) + "\n")
+            self._file.flush()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -41,7 +43,8 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with naming(self._path):  # a line that could not be written is tried again
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
