@@ -10,13 +10,18 @@ from torch import Tensor, nn
 
 from rwkvkit.errors import DataError
 from rwkvkit.files import fsync
-from rwkvkit.model.adapter import peft_library, read_adapter, write_adapter, write_record
+from rwkvkit.model.adapter import (
+    STATE_FILE,
+    peft_library,
+    read_adapter,
+    write_adapter,
+    write_record,
+)
 from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
 from rwkvkit.model.rwkv import RWKV
 from rwkvkit.train.patterns import plain_name
 
 MODEL_FILE = "model.pth"
-STATE_FILE = "state.pth"
 
 
 class Portion(Protocol):
