@@ -61,3 +61,10 @@ def test_incomplete_variables(environment: dict[str, str], name: str) -> None:
     with pytest.raises(SetupError, match=name) as caught:
         started_by(rest)
     assert "rwkvkit train --gpus N" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("rank", "world"), [("4", "4"), ("0", "0")])
+def test_a_rank_that_is_not_one_of_the_processes(rank: str, world: str) -> None:
+    with pytest.raises(SetupError, match=f"process {rank} of {world}") as caught:
+        started_by(TORCHRUN | {"RANK": rank, "WORLD_SIZE": world})
+    assert "rwkvkit train --gpus N" in str(caught.value.hint)

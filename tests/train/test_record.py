@@ -33,7 +33,7 @@ def test_the_spacing_of_saves_decides_where_a_rollback_goes(tmp_path: Path) -> N
 
     assert saving_every(2, "flag") == saving_every(3, "flag")
     write_record(tmp_path, saving_every(2, "rollback"))
-    with pytest.raises(RecipeError, match="train.save_every 2 -> 3"):
+    with pytest.raises(RecipeError, match=r"train\.save_every 2 -> 3"):
         check_record(tmp_path, saving_every(3, "rollback"))
 
 
