@@ -1,5 +1,6 @@
 """``rwkvkit evaluate``: the loss of a checkpoint on a dataset."""
 
+import math
 from pathlib import Path
 
 import click
@@ -7,6 +8,7 @@ import click
 from rwkvkit.cli.console import Console
 from rwkvkit.cli.loading import load, model_options
 from rwkvkit.cli.options import json_option
+from rwkvkit.errors import DivergedError
 from rwkvkit.train.sampling import SamplingConfig
 
 _CTX_LEN = 1024  # where neither the command nor a run says another
@@ -73,6 +75,12 @@ def evaluate(
     found = held_out_loss(
         model, samples, micro_bsz=micro_bsz, max_samples=max_samples or len(samples.rows)
     )
+    if not math.isfinite(found.loss):
+        raise DivergedError(
+            f"the loss is {found.loss}",
+            where=str(checkpoint),
+            hint="its weights are damaged or the training diverged: rwkvkit inspect shows them",
+        )
     console.result(
         f"loss {found.loss:.4f}, perplexity {found.perplexity:,.2f}, on {found.targets:,} targets"
         f" of {found.samples:,} samples"

@@ -25,7 +25,7 @@ def export(source: Path, out: Path, as_json: bool) -> None:
     import torch
 
     from rwkvkit.model.adapter import merged
-    from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
+    from rwkvkit.model.checkpoint import check_fits, read_checkpoint, write_checkpoint
     from rwkvkit.model.config import config_from_state_dict
     from rwkvkit.workflow.locate import find_weights
 
@@ -36,7 +36,7 @@ def export(source: Path, out: Path, as_json: bool) -> None:
     weights = read_checkpoint(path)
     if adapter:
         weights = merged(weights, adapter)
-    config_from_state_dict(weights, str(path))
+    check_fits(config_from_state_dict(weights, str(path)), weights, str(path))
     for line in notes:
         console.note(line)
     write_checkpoint({name: each.to(torch.bfloat16) for name, each in weights.items()}, out)

@@ -1,5 +1,6 @@
 """``rwkvkit inspect``: look into a dataset or a checkpoint."""
 
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ def inspect(path: Path, as_json: bool) -> None:
 
     It is a dataset (PREFIX, PREFIX.bin or .idx), a checkpoint (.pth, or the folder of a run or
     checkpoint), or a result of fine-tuning: an adapter folder or a .pth file of tuned states.
+    Exits with 0 if nothing is wrong with it, else with 4.
     """
     console = Console(as_json=as_json)
     if not (path.exists() or path.suffix in (".pth", ".bin", ".idx") or _is_dataset(path)):
@@ -36,7 +38,7 @@ def inspect(path: Path, as_json: bool) -> None:
 
 
 def _is_dataset(path: Path) -> bool:
-    return path.with_name(f"{path.name}.idx").exists()
+    return (path.parent / f"{path.name}.idx").exists()
 
 
 def _dataset(path: Path, console: Console) -> None:
@@ -97,3 +99,9 @@ def _checkpoint(path: Path, console: Console) -> None:
     elif not facts["problems"]:
         console.result("verified: every tensor of the architecture is there, finite, and no other")
     console.finish(facts)
+    if problems := facts["problems"]:
+        # Raised, it would follow the one object of --json with another.
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        console.note(f"error: {path}: {problems[0]}{more}")
+        console.note("  hint: write or fetch it again")
+        sys.exit(DataError.exit_code)

@@ -6,6 +6,7 @@ import click
 
 from rwkvkit.cli.console import Console, table
 from rwkvkit.cli.options import json_option
+from rwkvkit.errors import UsageError
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -46,6 +47,8 @@ def compare(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     from rwkvkit.workflow.page import labels, setting_differences, write_comparison
 
     console = Console(as_json=as_json)
+    if out.is_dir():
+        raise UsageError("is a folder", where=str(out), hint=f"say -o {out / 'compare.html'}")
     histories = [RunHistory.read(run) for run in runs]
     names = labels(histories)
     figures = dict(zip(names, (history.figures() for history in histories), strict=True))

@@ -52,7 +52,7 @@ def mask_path(prefix: str | os.PathLike[str]) -> Path:
 def _with_suffix(prefix: str | os.PathLike[str], suffix: str) -> Path:
     path = Path(prefix)
     name = path.name[:-4] if path.suffix in (".bin", ".idx") else path.name
-    return path.with_name(name + suffix)
+    return path.parent / (name + suffix)  # "." and "/" have no name, which with_name() wants
 
 
 class Binidx:

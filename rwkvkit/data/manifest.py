@@ -131,7 +131,7 @@ class Manifest(Config):
 
 def manifest_path(prefix: Path) -> Path:
     """Return where the manifest of an output lies."""
-    return prefix.with_name(prefix.name + SUFFIX)
+    return prefix.parent / (prefix.name + SUFFIX)
 
 
 def write_manifest(prefix: Path, manifest: Manifest) -> None:

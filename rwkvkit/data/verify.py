@@ -35,10 +35,10 @@ def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Itera
     Raises:
         DataError: something is wrong, or there is no manifest to go by.
     """
-    path = bin_path(prefix).with_suffix("")
+    path = Path(str(bin_path(prefix)).removesuffix(".bin"))
     manifest = read_manifest(path)
     if manifest is None:
-        trained = path.with_name(path.name.removesuffix(VALIDATION))
+        trained = Path(str(path).removesuffix(VALIDATION))
         raise DataError(
             "there is no manifest to go by",
             where=str(manifest_path(path)),

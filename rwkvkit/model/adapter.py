@@ -17,6 +17,8 @@ from rwkvkit.errors import DataError, SetupError
 from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
 from rwkvkit.model.config import config_from_state_dict
 
+STATE_FILE = "state.pth"
+"""The tuned states in the folder of a checkpoint."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WHOLE = "trained.pth"
 """Parameters of the base that were trained with the adapter, in their place."""
@@ -111,6 +113,7 @@ def read_adapter(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, Tensor
             where=str(folder),
             hint="the files may be cut or damaged; fetch or write them again",
         ) from error
+    _check_config(config, folder)
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
     if odd := [name for name in tensors if not _KEY.fullmatch(name)]:
         raise DataError(
@@ -122,12 +125,31 @@ def read_adapter(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, Tensor
     return config, tensors, whole
 
 
+def _check_config(config: Any, folder: Path) -> None:
+    """Refuse a kind of adapter that RWKV does not have, and sizes that are no numbers."""
+    peft = peft_library()
+    if not isinstance(config, peft.LoraConfig | peft.MissConfig):
+        kind = getattr(config.peft_type, "value", None) or "no known kind"
+        raise DataError(
+            f"an adapter of {kind}, which no RWKV adapter is",
+            where=str(folder / CONFIG),
+            hint="LoRA, DoRA, PiSSA and MiSS adapters of linear layers are understood",
+        )
+    for name, kind in (("r", int), ("lora_alpha", int | float)):
+        if not isinstance(value := getattr(config, name, 1), kind):
+            raise DataError(
+                f"{name} is {value!r}, not a number",
+                where=str(folder / CONFIG),
+                hint="the file is damaged: fetch or write it again",
+            )
+
+
 def merged(base: Mapping[str, Tensor], path: Path, where: str | None = None) -> dict[str, Tensor]:
     """Return a base's tensors with an adapter or tuned states merged into them.
 
     Args:
         base: a whole checkpoint's tensors by name; not modified.
-        path: an adapter's folder, or a .pth file of tuned states.
+        path: an adapter's folder, a .pth file of tuned states, or a checkpoint's folder with one.
         where: the base's file, for messages.
 
     Returns:
@@ -137,7 +159,13 @@ def merged(base: Mapping[str, Tensor], path: Path, where: str | None = None) -> 
         DataError: the file or folder is damaged, or made for another model.
         SetupError: an adapter, and peft is not installed.
     """
+    path = _states_in(path)
     return _with_adapter(base, path) if path.is_dir() else _with_states(base, path, where)
+
+
+def _states_in(path: Path) -> Path:
+    """Return the tuned states in the folder of a checkpoint; any other path as it is."""
+    return path / STATE_FILE if (path / STATE_FILE).is_file() else path
 
 
 def holds_states(weights: Mapping[str, Tensor]) -> bool:
@@ -230,7 +258,7 @@ def check_base(base: Path, path: Path, or_else: str = "") -> None:
     Raises:
         DataError: it is another base, or the record is damaged.
     """
-    record = record_path(path)
+    record = record_path(_states_in(path))
     if not record.exists():
         return
     known = files.read_json(record).get("base")

@@ -106,19 +106,29 @@ def build_model(
     """
     with torch.device("meta"):
         model = RWKV(config, grad_cp=grad_cp, impl=impl)
-    given = _wanted(config, state_dict)
-    if wrong := misfits(config, given):
+    check_fits(config, state_dict, where)
+    tensors = {name: tensor.detach() for name, tensor in _wanted(config, state_dict).items()}
+    if copy:
+        tensors = {n: t.to(device=device, dtype=dtype, copy=True) for n, t in tensors.items()}
+    model.load_state_dict(tensors, assign=True)
+    return model
+
+
+def check_fits(
+    config: ModelConfig, state_dict: Mapping[str, Tensor], where: str | None = None
+) -> None:
+    """Check that a model takes the tensors of a checkpoint.
+
+    Raises:
+        DataError: a tensor is missing, unknown, or of another shape.
+    """
+    if wrong := misfits(config, state_dict):
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise DataError(
             f"the tensors do not fit an {config.arch} model: {'; '.join(wrong[:5])}{more}",
             where=where,
             hint="the config and the checkpoint must describe the same model",
         )
-    tensors = {name: tensor.detach() for name, tensor in given.items()}
-    if copy:
-        tensors = {n: t.to(device=device, dtype=dtype, copy=True) for n, t in tensors.items()}
-    model.load_state_dict(tensors, assign=True)
-    return model
 
 
 def misfits(config: ModelConfig, state_dict: Mapping[str, Tensor]) -> list[str]:

@@ -128,7 +128,7 @@ def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gen
             where="generate",
             hint="its weights are damaged or the training diverged: rwkvkit inspect shows them",
         )
-    if temperature == 0:
+    if temperature < torch.finfo(torch.float32).tiny:  # which the division would take for 0
         return int(logits.argmax())
     scaled = (logits - logits.max()) / temperature  # the largest stays finite for any temperature
     chances, tokens = torch.softmax(scaled, -1).sort(descending=True, stable=True)

@@ -33,19 +33,28 @@ class CheckpointStore:
 
     A folder appears under its name only when everything in it is on disk. Every process of a run
     calls its methods together, on a folder that all of them see; rank 0 makes, renames and removes.
+
+    Args:
+        folder: where they are.
+        keep: how many of the newest stay.
+        keep_due: whether the newest that was due stays too.
+        group: the processes of the run; this one alone unless given.
     """
 
-    def __init__(self, folder: Path, *, keep: int, group: Group | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int, keep_due: bool = False, group: Group | None = None
+    ) -> None:
         self.folder = folder
-        self._keep = keep
+        self._keep, self._keep_due = keep, keep_due
         self._group = group or Solo()
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Checkpoint:
+    def save(self, step: int, write: Callable[[Path], None], *, due: bool = True) -> Checkpoint:
         """Save a checkpoint and remove the oldest beyond the newest ``keep``.
 
         Args:
             step: optimizer steps done.
             write: writes the files of the state into the folder it is given.
+            due: whether every run saves here, not only one that a signal has stopped.
 
         Raises:
             SetupError: the disk is full or not writable; older checkpoints are untouched.
@@ -73,7 +82,7 @@ class CheckpointStore:
             }
             with self._failures_of(step, final):
                 if lead:
-                    self._finish(step, beside, final, dict(sorted(every.items())))
+                    self._finish(step, beside, final, dict(sorted(every.items())), due)
         finally:
             if lead:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -94,9 +103,11 @@ class CheckpointStore:
                     "from the last checkpoint that was saved",
                 ) from error
 
-    def _finish(self, step: int, beside: Path, final: Path, hashes: dict[str, Any]) -> None:
+    def _finish(
+        self, step: int, beside: Path, final: Path, hashes: dict[str, Any], due: bool
+    ) -> None:
         """Write the record, give the folder its name, and remove what is too old."""
-        record = {"step": step, "files": hashes}
+        record = {"step": step, "due": due, "files": hashes}
         (beside / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         fsync(beside / RECORD)
         if final.exists():
@@ -105,11 +116,19 @@ class CheckpointStore:
         fsync(self.folder)
         # A newer folder is a damaged one that this run has passed over: it counts for nothing.
         present = [checkpoint for checkpoint in self._all() if checkpoint.step <= step]
-        for old in present[: -self._keep]:
-            shutil.rmtree(old.folder)
+        old = present[: -self._keep]
+        if self._keep_due and not any(map(_was_due, present[-self._keep :])):
+            last = next(filter(_was_due, reversed(old)), None)
+            old = [checkpoint for checkpoint in old if checkpoint != last]
+        for checkpoint in old:
+            shutil.rmtree(checkpoint.folder)
 
-    def newest(self, report: Callable[[str], None]) -> Checkpoint | None:
+    def newest(self, report: Callable[[str], None], *, due: bool = False) -> Checkpoint | None:
         """Return the newest checkpoint that is whole; report each damaged one that is passed over.
+
+        Args:
+            report: takes a line about each damaged one.
+            due: pass over those that were not due when they were saved.
 
         Raises:
             DataError: there are checkpoints, but every one is damaged.
@@ -117,17 +136,22 @@ class CheckpointStore:
         choice: Checkpoint | None = None
         with self._group.together():
             if self._group.rank == 0:
-                choice = self._newest(report)
+                choice = self._newest(report, due)
         return self._group.gather(choice)[0]
 
-    def _newest(self, report: Callable[[str], None]) -> Checkpoint | None:
+    def _newest(self, report: Callable[[str], None], due: bool) -> Checkpoint | None:
         found = self._all()
+        whole = not found
         for checkpoint in reversed(found):
-            damage = _damage(checkpoint)
-            if damage is None:
+            if damage := _damage(checkpoint):
+                report(
+                    f"{checkpoint.folder} is damaged ({damage}): trying the checkpoint before it"
+                )
+                continue
+            whole = True
+            if not due or _was_due(checkpoint):
                 return checkpoint
-            report(f"{checkpoint.folder} is damaged ({damage}): trying the checkpoint before it")
-        if found:
+        if not whole:
             raise DataError(
                 "every checkpoint of this run is damaged",
                 where=str(self.folder),
@@ -149,6 +173,14 @@ class CheckpointStore:
     def _all(self) -> list[Checkpoint]:
         folders = sorted(self.folder.glob("step-" + "[0-9]" * 8))
         return [Checkpoint(path, int(path.name.removeprefix("step-"))) for path in folders]
+
+
+def _was_due(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint was due when it was saved; one without a word about it was."""
+    try:
+        return bool(read_json(checkpoint.folder / RECORD).get("due", True))
+    except DataError:  # damaged
+        return False
 
 
 def _damage(checkpoint: Checkpoint) -> str | None:

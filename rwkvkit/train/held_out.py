@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rwkvkit.errors import DataError
 from rwkvkit.train.documents import PackedSamples
 from rwkvkit.train.engine import Engine
 from rwkvkit.train.group import Group, Solo
@@ -68,11 +69,15 @@ def held_out_loss(
         micro_bsz: samples a pass.
         max_samples: the most samples to take; the first of a fixed order.
         group: the processes of the run; this one alone unless given.
+
+    Raises:
+        DataError: the mask counts none of their tokens.
     """
     group = group or Solo()
     device = next(model.parameters()).device
     count = min(max_samples, len(samples.rows))
     micro_bsz = min(micro_bsz, -(-count // group.world))
+    _check_counted(samples, count)
     total = counted = 0.0
     with evaluating(model):
         for first in range(
@@ -86,6 +91,17 @@ def held_out_loss(
             counted += batch.counted
     total, counted = group.sum(total), group.sum(counted)
     return HeldOut(total / max(1.0, counted), round(counted), count)
+
+
+def _check_counted(samples: PackedSamples, count: int) -> None:
+    """Refuse samples of which no target counts: their loss would be 0, the best there is."""
+    if any(samples.read(number, 1).counted for number in range(1, count + 1)):
+        return
+    raise DataError(
+        f"the mask counts no token of the first {count:,} of {len(samples.rows):,} samples",
+        where=samples.data.prefix,
+        hint="take more of them: --max-samples, or train.evaluate.max_samples in a recipe",
+    )
 
 
 class Evaluation:
@@ -105,6 +121,9 @@ class Evaluation:
         best: where the best weights go.
         group: the processes of the run.
         report: takes a line for people after each evaluation.
+
+    Raises:
+        DataError: see ``held_out_loss``.
     """
 
     def __init__(
@@ -121,6 +140,7 @@ class Evaluation:
         group: Group,
         report: Callable[[str], None],
     ) -> None:
+        _check_counted(samples, min(max_samples, len(samples.rows)))
         self._samples, self._every, self._steps = samples, every, steps
         self._micro_bsz, self._max_samples = micro_bsz, max_samples
         self._patience, self._metrics, self._path = patience, metrics, best

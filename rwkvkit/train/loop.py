@@ -107,7 +107,8 @@ def train(
         group: the processes of the run; this one alone unless given.
 
     Raises:
-        DivergedError: too many gradients in a row, or a weight, were not finite.
+        DivergedError: too many gradients in a row, the last ones of the run, or a weight were not
+            finite.
         InterruptedRun: SIGINT or SIGTERM asked to stop; a checkpoint was saved.
         SetupError: a checkpoint could not be saved.
         DataError: a token is outside the vocabulary, or every checkpoint is damaged.
@@ -117,7 +118,10 @@ def train(
     group = group or Solo()
     batch, steps = plan.global_batch, plan.schedule.steps
     own = batch // group.world  # samples of this process in a step
-    store = CheckpointStore(files.checkpoints, keep=plan.config.keep, group=group)
+    rollback = plan.config.guards.on_spike == "rollback"
+    store = CheckpointStore(
+        files.checkpoints, keep=plan.config.keep, keep_due=rollback, group=group
+    )
     done = _resume(engine, store, steps, report)
     if done == 0 and files.final.exists():
         finished = RecipeError(
@@ -159,18 +163,19 @@ def train(
                 raise said_once(group, _diverged(error, done, store, files)) from None
             for sink in sinks if group.rank == 0 else ():
                 sink(now)
-            if result.skipped:
-                _meet_skip(now, result, plan, store, files, group, report)
             ended = done == steps or END_EARLY in now.found
+            if result.skipped:
+                _meet_skip(now, result, plan, store, files, group, report, ended=ended)
             stopped_by = next(filter(None, group.gather(stop.name)), None)
-            # Weights that give no finite gradient are no place to resume from: the save waits.
             due = due or done % plan.save_every == 0 or now.rolled_back_to is not None
-            if stopped_by or ended or (due and not result.skipped):
-                due = False
+            if result.skipped and not ended:
+                continue  # no weights to resume from: to save, or to stop, waits for a good step
+            if stopped_by or ended or due:
                 try:
-                    store.save(done, engine.save)
+                    store.save(done, engine.save, due=due)
                 except DivergedError as error:
                     raise said_once(group, _diverged(error, done, store, files)) from None
+                due = False
             if stopped_by and not ended:
                 interrupted = InterruptedRun(
                     f"{stopped_by} after step {done:,} of {steps:,}; a checkpoint was saved",
@@ -204,13 +209,14 @@ def _meet_spike(
 ) -> StepReport:
     """Report a loss spike and, if the recipe says so, take the weights of the last checkpoint.
 
-    The step count stays: schedule and samples go on after the spike.
+    One that a signal brought about is passed over: without the signal it would not be there. The
+    step count stays: schedule and samples go on after the spike.
     """
     what = f"step {now.step:,}: loss {now.loss:.4f} is {now.spike:.1f} sigma above its mean"
     if plan.config.guards.on_spike == "flag":
         report(what)
         return now
-    last = store.newest(report)
+    last = store.newest(report, due=True)
     if last is None:
         report(f"{what}; there is no checkpoint to roll back to yet")
         return now
@@ -227,14 +233,18 @@ def _meet_skip(
     files: RunFiles,
     group: Group,
     report: Callable[[str], None],
+    *,
+    ended: bool,
 ) -> None:
     """Report a step without a finite gradient.
 
     Raises:
-        DivergedError: too many in a row.
+        DivergedError: too many in a row, or several when the run has ``ended``.
     """
     found = f"loss {result.loss}, gradient norm {result.grad_norm}"
-    if now.skipped_in_a_row < min(plan.config.guards.max_skipped, now.steps):
+    limit = min(plan.config.guards.max_skipped, now.steps)
+    limit = min(limit, 2) if ended else limit
+    if now.skipped_in_a_row < limit:
         report(f"step {now.step:,} skipped: {found}; {now.skipped:,} skipped so far")
         return
     error = DivergedError(f"{now.skipped_in_a_row:,} steps in a row were skipped: {found}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkvkit.files import read_json_lines, replacing, write_text
+from rwkvkit.files import naming, read_json_lines, replacing, write_text
 from rwkvkit.train.observe import StepReport
 
 
@@ -24,12 +24,14 @@ class MetricsLog:
         """Open the log of a run that has ``done`` steps; rows of later steps are cut off."""
         self.rows = [row for row in read_metrics(path) if row["step"] <= done]
         write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, now: StepReport) -> None:
         """Append the row of a step."""
-        self._file.write(json.dumps(now.row()) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(now.row()) + "\n")
+            self._file.flush()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -40,7 +42,8 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with naming(self._path):  # a line that could not be written is tried again
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

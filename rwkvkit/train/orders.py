@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvkit.data.binidx import Binidx
+from rwkvkit.data.binidx import BLOCK, Binidx, mask_path
 from rwkvkit.data.prime import magic_prime
 from rwkvkit.errors import DataError
 from rwkvkit.train.batch import Sampler
@@ -42,12 +42,13 @@ def make_samples(
         seed: of orders that are drawn.
 
     Raises:
-        DataError: the dataset is too small.
+        DataError: the dataset is too small, or its mask counts no token.
     """
     order, reason = choose_order(config, data)
     line = f"order {order}: {reason}"
     if order == "cubic":
         prime = magic_prime(data.n_tokens, ctx_len)
+        _check_mask(data)
         return SampleReader(data, prime, ctx_len, vocab_size, line)
     if data.n_tokens == 0 or data.sizes.max() < 2:
         raise DataError(
@@ -55,6 +56,7 @@ def make_samples(
             where=data.prefix,
             hint="train on another dataset",
         )
+    _check_mask(data)
     segments = _segments(config, data, ctx_len) if order == "infctx" else 1
     pieces = cut(data.sizes, ctx_len * segments)
     lines = [line, *_about_long(pieces, data, order, ctx_len)]
@@ -81,7 +83,7 @@ def validation_samples(
     documents are packed.
 
     Raises:
-        DataError: there is nothing to predict.
+        DataError: there is nothing to predict, or the mask counts no token.
     """
     documents: NDArray[np.integer] = np.array([data.n_tokens]) if order == "cubic" else data.sizes
     segments = _segments(config, data, ctx_len) if order == "infctx" else 1
@@ -91,9 +93,23 @@ def validation_samples(
             where=data.prefix,
             hint="give it more documents",
         )
+    _check_mask(data)
     pieces = cut(documents, ctx_len * segments)
     rows = pieces if order == "cubic" else pack(pieces, seed)
     return PackedSamples(data, rows, vocab_size, seed, segments)
+
+
+def _check_mask(data: Binidx) -> None:
+    """Refuse data of which no token counts: a loss of 0 over nothing would look like success."""
+    blocks = range(0, data.n_tokens, BLOCK)
+    if any(data.mask(at, min(BLOCK, data.n_tokens - at)).any() for at in blocks):
+        return
+    raise DataError(
+        "the mask counts no token in the loss",
+        where=str(mask_path(data.prefix)),
+        hint="build it from documents that count: chats with an answer, or sources whose loss is "
+        "not none",
+    )
 
 
 def _segments(config: SamplingConfig, data: Binidx, ctx_len: int) -> int:

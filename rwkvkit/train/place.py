@@ -28,6 +28,19 @@ class Place:
     master: str
     by: str
 
+    def __post_init__(self) -> None:
+        """Check the rank.
+
+        Raises:
+            SetupError: there is no process of this number.
+        """
+        if not 0 <= self.rank < self.world:
+            raise SetupError(
+                f"{self.by} says that this is process {self.rank} of {self.world}, from 0",
+                where="environment",
+                hint="start all processes alike, with torchrun, srun or rwkvkit train --gpus N",
+            )
+
     def describe(self) -> str:
         """Return the line for people."""
         return f"{self.world} processes, started by {self.by}; they meet at {self.master}"

@@ -7,15 +7,21 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from rwkvkit.errors import DataError
 from rwkvkit.files import fsync
-from rwkvkit.model.adapter import peft_library, read_adapter, write_adapter, write_record
+from rwkvkit.model.adapter import (
+    STATE_FILE,
+    peft_library,
+    read_adapter,
+    write_adapter,
+    write_record,
+)
 from rwkvkit.model.checkpoint import read_checkpoint, write_checkpoint
 from rwkvkit.model.rwkv import RWKV
 from rwkvkit.train.patterns import plain_name
 from rwkvkit.train.pissa import Pissa
 
 MODEL_FILE = "model.pth"
-STATE_FILE = "state.pth"
 
 
 class Portion(Protocol):
@@ -36,7 +42,7 @@ class Portion(Protocol):
         """Read what ``save`` wrote into the model.
 
         Raises:
-            DataError: a file is damaged.
+            DataError: a file is damaged, or of another model.
         """
 
     def write(self, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -56,7 +62,15 @@ class WholeModel:
 
     def load(self, model: nn.Module, folder: Path) -> None:
         """Read ``model.pth``."""
-        model.load_state_dict(read_checkpoint(folder / MODEL_FILE))
+        path = folder / MODEL_FILE
+        try:
+            model.load_state_dict(read_checkpoint(path))
+        except RuntimeError as error:
+            raise DataError(
+                "holds the weights of another model than this run's",
+                where=str(path),
+                hint="give the recipe's model as it was when the run began, or another run_dir",
+            ) from error
 
     def write(self, tensors: Mapping[str, Tensor], path: Path) -> None:
         """Write a whole checkpoint."""

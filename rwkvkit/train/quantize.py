@@ -59,6 +59,9 @@ def _layer(library: Any, linear: Any, kind: Kind, device: torch.device) -> nn.Mo
     sizes, weight = (linear.in_features, linear.out_features), linear.weight.detach()
     if kind == "nf4":
         layer = library.Linear4bit(*sizes, bias=False, quant_type="nf4", device="meta")
+        # For evaluation bitsandbytes would pack weights anew where a CPU has AVX512-BF16: it fails
+        # at widths that 64 does not divide, and computes in another precision than training.
+        layer.support_avx512bf16_for_cpu = False
         layer.weight = library.Params4bit(weight, requires_grad=False, quant_type="nf4")
     else:
         layer = library.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False, device="meta")

@@ -6,7 +6,7 @@ from typing import Any
 
 from rwkvkit import files
 from rwkvkit.compare import differences
-from rwkvkit.errors import RecipeError
+from rwkvkit.errors import DataError, RecipeError
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.loop import RunFiles
 from rwkvkit.train.metrics import read_metrics
@@ -22,17 +22,21 @@ def check_record(folder: Path, record: dict[str, Any]) -> None:
     """Compare ``record`` with the one in a run's folder; files that it names may have moved.
 
     Args:
-        folder: the run's folder; it may not exist.
+        folder: the folder of a run that has started.
         record: what decides the weights a run ends with, by section; sections left out are not
             compared.
 
     Raises:
         RecipeError: the folder holds another run; every difference is named.
-        DataError: the record is damaged.
+        DataError: the record is missing or damaged.
     """
     path = folder / NAME
     if not path.exists():
-        return
+        raise DataError(
+            "is gone, and without it nobody knows which run left the weights here",
+            where=str(path),
+            hint="put it back, or give this run another name or run_dir",
+        )
     before = files.read_json(path)
     known = {section: value for section, value in before.items() if section in record}
     if changes := differences(known, record, _PATHS):

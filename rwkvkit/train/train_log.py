@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rwkvkit.files import write_text
+from rwkvkit.files import naming, write_text
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.observe import END_EARLY, StepReport
 from rwkvkit.train.sampler import MINI_EPOCH_SAMPLES
@@ -72,5 +72,5 @@ class TrainLog:
         write_text(self._path, "".join(line + "\n" for line in kept))
 
     def _append(self, line: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line)

@@ -57,8 +57,7 @@ class RunHistory:
                 where=str(folder),
                 hint="give the folder of a run, such as out/quickstart",
             )
-        path = folder / ABOUT
-        about = files.read_json(path) if path.exists() else {}
+        about = _read_about(folder / ABOUT)
         manifest = read_manifest(about["data"]) if "data" in about else None
         finished = "finished" in read_record(folder)
         return cls(folder, about, rows, _samples(run.previews), manifest, finished)
@@ -115,6 +114,24 @@ def write_about(recipe: Recipe, model: ModelConfig, plan: TrainPlan) -> None:
         "system": _system(),
     }
     files.write_text(recipe.folder / ABOUT, json.dumps(about, indent=1) + "\n")
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """Read what ``write_about`` wrote.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    about = files.read_json(path) if path.exists() else {}
+    kinds = {"recipe": dict, "model": str, "data": str, "steps": int, "plan": list, "system": dict}
+    wrong = [name for name in kinds.keys() & about if not isinstance(about[name], kinds[name])]
+    if wrong or not all(isinstance(line, str) for line in about.get("plan", [])):
+        raise DataError(
+            f"{min(wrong, default='plan')} is not what rwkvkit writes there",
+            where=str(path),
+            hint="the file is damaged: move it away",
+        )
+    return about
 
 
 def _system() -> dict[str, str]:

@@ -40,14 +40,16 @@ def recipe_record(
         settings: its ``train`` section.
         processes: how many train together; only the product with the split of the batch counts.
     """
-    batch = {"micro_bsz", "accumulate_grad_batches"}
+    varied = _FREE | {"micro_bsz", "accumulate_grad_batches"}
+    if settings.guards.on_spike == "rollback":  # which weights it takes depends on the saves
+        varied = varied - {"save_every"}
     return {
         "seed": recipe.seed,
         "ctx_len": recipe.ctx_len,
         "prepare": {stage.key: stage.model_dump(mode="json") for stage in recipe.prepare or []},
         "data": recipe.data,
         "model": model.model_dump(exclude_none=True),
-        "train": settings.model_dump(exclude=_FREE | batch)
+        "train": settings.model_dump(exclude=varied)
         | {"global_batch": settings.global_batch(processes)},
     }
 

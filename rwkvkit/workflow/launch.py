@@ -57,8 +57,13 @@ class Launch:
         Raises:
             UsageError: they contradict each other, or too few are given.
         """
-        if master is not None and not master.rpartition(":")[2].isdigit():
-            raise UsageError(f"--master {master} has no port", hint="say --master HOST:29500")
+        if master is not None:
+            host, _, port = master.rpartition(":")
+            if not host or not port.isdigit():
+                lacks = "host" if port.isdigit() else "port"
+                raise UsageError(
+                    f"--master {master} has no {lacks}", hint="say --master HOST:29500"
+                )
         if hostfile:
             given = {"--gpus": gpus, "--processes": processes, "--nodes": nodes}
             given["--node-rank"] = node_rank

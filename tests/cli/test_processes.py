@@ -177,6 +177,7 @@ def test_a_full_disk_and_a_mistake_are_said_once(folder, run, start) -> None:
         (["--nodes", "2", "--processes", "1"], 2, "--node-rank 0 --master"),
         (["--processes", "1", "--node-rank", "1"], 2, "not one of 1 machines"),
         (["--processes", "1", "--master", "host"], 2, "HOST:29500"),
+        (["--processes", "1", "--master", ":29500"], 2, "--master :29500 has no host"),
     ],
 )
 def test_options_that_cannot_be(folder, run, arguments: list[str], code: int, message: str) -> None:

@@ -109,6 +109,7 @@ def test_a_run_leaves_its_page_and_compares_with_another(folder: Path, run) -> N
         (["report", "absent"], 4, "absent: no run: there is no metrics.jsonl"),
         (["compare", "absent", "absent"], 4, "give the folder of a run"),
         (["compare"], 2, "RUN RUN"),
+        (["compare", "absent", "-o", "."], 2, ".: is a folder"),
     ],
 )
 def test_what_is_no_run(folder: Path, run, arguments: list[str], code: int, message: str) -> None:
@@ -116,6 +117,20 @@ def test_what_is_no_run(folder: Path, run, arguments: list[str], code: int, mess
     assert outcome.code == code
     assert message in outcome.err
     assert not (folder / "compare.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("recipe", 3), ("data", 5), ("plan", [1]), ("steps", "many"), ("system", []), ("model", None)],
+)
+def test_what_is_known_of_a_run_is_damaged(folder: Path, run, name: str, value: object) -> None:
+    (folder / "metrics.jsonl").write_text('{"step": 1, "tokens": 32, "loss": 5.5}\n')
+    (folder / "about.json").write_text(json.dumps({name: value}))
+    for command in (["report", "."], ["compare", ".", "."]):
+        outcome = run(*command)
+        assert outcome.code == 4
+        assert f"about.json: {name} is not what" in outcome.err
+        assert "hint:" in outcome.err
 
 
 def test_long_curves_keep_their_peaks() -> None:

@@ -19,10 +19,17 @@ def test_a_finished_run_is_never_done_again(folder, run) -> None:
     again = run("train", "r.yaml")
     assert again.code == 0
     assert "up to date: all 12 steps are done" in again.err
-    (folder / "out/tiny/run.json").unlink()
+    record = folder / "out/tiny/run.json"
+    known = json.loads(record.read_text())
+    del known["finished"]
+    record.write_text(json.dumps(known))
     refused = run("train", "r.yaml")
     assert refused.code == 3
     assert "a finished run without its checkpoints" in refused.err
+    record.unlink()
+    refused = run("train", "r.yaml", "--set", "train.lr_init=1")
+    assert refused.code == 4
+    assert "out/tiny/run.json: is gone" in refused.err
     assert final.read_bytes() == before
 
 

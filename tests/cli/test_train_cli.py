@@ -207,11 +207,11 @@ def test_a_folder_that_cannot_be_is_found_before_any_work(folder, run, run_dir: 
 
 
 def test_steps_that_changed_nothing_are_told_at_the_end(folder, run) -> None:
-    far = ["train.lr_init=1e30", "train.warmup_steps=0", "train.total_steps=3"]
+    far = ["train.lr_init=1e30", "train.warmup_steps=0", "train.total_steps=2"]
     settings = [f"--set={each}" for each in far] + ["--set=sample={prompt: a, max_tokens: 1}"]
     outcome = run("train", "r.yaml", *settings, "--set", "train.save_every=9")
-    assert "2 skipped" in outcome.err
-    assert "steps skipped, their gradient was not finite: 2\n" in outcome.out
+    assert "1 skipped" in outcome.err
+    assert "steps skipped, their gradient was not finite: 1\n" in outcome.out
 
 
 def test_out_of_memory_says_what_would_fit(folder, run, monkeypatch) -> None:

@@ -13,7 +13,9 @@ from rwkvkit.errors import DataError, SetupError
 from rwkvkit.files import sha256
 from rwkvkit.model import adapter
 from rwkvkit.model.checkpoint import build_model, write_checkpoint
+from rwkvkit.model.describe import describe_tuned
 from rwkvkit.train.adapt import apply_tuning
+from rwkvkit.train.portion import StatePortion
 from rwkvkit.train.tuning import TuningConfig
 
 
@@ -89,6 +91,37 @@ def test_folders_that_are_no_adapter(tmp_path: Path) -> None:
     weights.write_bytes(content.replace(b"att.key.lora_A", b"att.key.vera_A"))
     with pytest.raises(DataError, match="which no RWKV adapter has"):
         adapter.merged(base, tmp_path / "lora")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"peft_type": "PREFIX_TUNING"}, "an adapter of PREFIX_TUNING"),
+        ({}, "an adapter of no known kind"),
+        ({"peft_type": "LORA", "lora_alpha": None}, "lora_alpha is None, not a number"),
+        ({"peft_type": "LORA", "r": "x"}, "r is 'x', not a number"),
+    ],
+)
+def test_configurations_that_are_no_rwkv_adapters(tmp_path: Path, settings, message: str) -> None:
+    base = write_lora(tmp_path / "lora")
+    path = tmp_path / "lora" / adapter.CONFIG
+    path.write_text(json.dumps(settings))
+    for work in (describe_tuned, lambda folder: adapter.merged(base, folder)):
+        with pytest.raises(DataError, match=message) as caught:
+            work(tmp_path / "lora")
+        assert caught.value.where == str(path)
+
+
+def test_the_states_of_a_checkpoint(tmp_path: Path) -> None:
+    whole = noisy_weights(small_config("x070", time_state=True))
+    states = {name: tensor for name, tensor in whole.items() if name.endswith("time_state")}
+    base = {name: tensor for name, tensor in whole.items() if name not in states}
+    StatePortion({"path": "base.pth", "sha256": "0"}).save(whole, tmp_path)
+    both = adapter.merged(base, tmp_path)
+    assert all(torch.equal(both[name], tensor) for name, tensor in states.items())
+    write_checkpoint(base, tmp_path / "base.pth")
+    with pytest.raises(DataError, match=r"another base, base\.pth"):
+        adapter.check_base(tmp_path / "base.pth", tmp_path)
 
 
 def test_the_record_of_the_base(tmp_path: Path) -> None:

@@ -42,6 +42,21 @@ def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
     assert (store.folder / "step-00000040/model.pth").read_bytes() == b"again"
 
 
+def test_the_newest_that_was_due_stays_too(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1, keep_due=True)
+    for step, due in ((10, True), (20, True), (23, False), (25, False)):
+        store.save(step, writer(b"x"), due=due)
+    assert names(store) == ["step-00000020", "step-00000025"]
+    assert [store.newest(pytest.fail, due=due).step for due in (False, True)] == [25, 20]
+    (tmp_path / "step-00000020/checkpoint.json").write_text("{")
+    assert store.newest(lambda line: None, due=True) is None
+    store.save(30, writer(b"x"))
+    assert names(store) == ["step-00000030"]
+    record = tmp_path / "step-00000030/checkpoint.json"
+    record.write_text(record.read_text().replace('"due": true,', ""))  # as earlier versions wrote
+    assert store.newest(pytest.fail, due=True).step == 30
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 

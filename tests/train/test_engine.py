@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rwkvkit import load_model
-from rwkvkit.errors import DivergedError
+from rwkvkit.errors import DataError, DivergedError
 from rwkvkit.model.checkpoint import build_model
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.init import init_weights
@@ -121,6 +121,16 @@ def test_a_saved_state_continues_bit_for_bit(tmp_path: Path, dtype: torch.dtype)
     assert [step(other, seed) for seed in (3, 4)] == onward
     ours, theirs = engine.model.state_dict(), other.model.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_the_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    engine_of().save(tmp_path)
+    config = ModelConfig(arch="x070", n_layer=2, n_embd=32, head_size=16, vocab_size=40)
+    other = TorchEngine(build_model(config, init_weights(config, 3)), settings())
+    with pytest.raises(DataError, match="another model") as caught:
+        other.load(tmp_path)
+    assert caught.value.where == str(tmp_path / "model.pth")
+    assert "run_dir" in caught.value.hint
 
 
 def test_masters_start_from_the_weights_as_they_are(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Gradients that are not finite, loss spikes, and samples read ahead: exact over resumes."""
 
 import math
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -162,6 +163,44 @@ def test_repeated_nan_gradients_stop_the_run(tmp_path: Path) -> None:
         run(tmp_path, Samples(bad), guards={"max_skipped": 5})
     with pytest.raises(DivergedError, match="after 3 steps"):  # shorter than the limit
         run(tmp_path / "short", Samples(frozenset({1, 2, 3})), total_steps=3)
+
+
+def test_a_run_does_not_end_on_skipped_steps(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="after 40 steps: 2 steps in a row") as caught:
+        run(tmp_path / "two", Samples(frozenset({39, 40})))
+    assert "step-00000030" in caught.value.what
+    assert not (tmp_path / "two/rwkv-final.pth").exists()
+    run(tmp_path / "one", Samples(frozenset({40})))  # the weights are those of a good step
+    assert (tmp_path / "one/rwkv-final.pth").exists()
+
+
+def test_a_signal_waits_for_a_step_that_counts(tmp_path: Path) -> None:
+    def ask(now: StepReport) -> None:
+        if now.step == 13:
+            signal.raise_signal(signal.SIGTERM)
+
+    whole = run(tmp_path / "whole", Samples(frozenset({13, 14})))
+    with pytest.raises(InterruptedRun, match="SIGTERM after step 15"):
+        run(tmp_path / "cut", Samples(frozenset({13, 14})), sink=ask)
+    names = {path.name for path in (tmp_path / "cut/checkpoints").iterdir()}
+    assert names == {"step-00000010", "step-00000015"}
+    assert same(run(tmp_path / "cut", Samples(frozenset({13, 14}))), whole)
+
+
+def test_a_rollback_passes_over_the_checkpoint_of_a_signal(tmp_path: Path) -> None:
+    def ask(now: StepReport) -> None:
+        if now.step == 25:
+            signal.raise_signal(signal.SIGTERM)
+
+    settings = {"guards": {"on_spike": "rollback"}, "keep": 1}
+    samples = Samples(shocking=frozenset({27}))
+    whole = run(tmp_path / "whole", samples, **settings)
+    with pytest.raises(InterruptedRun, match="after step 25"):
+        run(tmp_path / "cut", samples, sink=ask, **settings)
+    again = run(tmp_path / "cut", samples, **settings)
+    assert rows(tmp_path / "cut")[26]["rolled_back_to"] == 20
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    assert same(again, whole)
 
 
 def test_a_spike_is_flagged_or_rolled_back(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rwkvkit import BinidxWriter, lm_loss, load_model, open_binidx
+from rwkvkit.errors import DataError
 from rwkvkit.model.checkpoint import build_model
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.init import init_weights
@@ -81,6 +82,25 @@ def test_it_measures_in_evaluation_mode_and_changes_nothing(tmp_path) -> None:
     assert ours.model.training
     assert all(torch.equal(t, weights[name]) for name, t in ours.model.state_dict().items())
     assert all(parameter.grad is None for parameter in ours.model.parameters())
+
+
+def test_samples_of_which_no_token_counts(tmp_path) -> None:
+    with BinidxWriter(tmp_path / "val", masked=True) as writer:
+        for number in range(4):
+            writer.add(np.arange(1, CTX + 2), np.full(CTX + 1, number == 0))
+    sampling, data = SamplingConfig(order="packed"), open_binidx(tmp_path / "val")
+    samples = validation_samples("packed", sampling, data, ctx_len=CTX, vocab_size=VOCAB, seed=0)
+    first = next(n for n in range(1, 5) if samples.read(n, 1).counted)
+    model = engine().model
+    more = {"micro_bsz": 2, "max_samples": first - 1}
+    assert first > 1
+    with pytest.raises(DataError, match=f"no token of the first {first - 1} of 4") as caught:
+        held_out_loss(model, samples, **more)
+    assert "--max-samples" in caught.value.hint
+    rest = {"every": 1, "steps": 1, "patience": None, "metrics": tmp_path, "best": tmp_path}
+    with pytest.raises(DataError, match="no token of the first"):  # before the first step
+        Evaluation(samples, **more, **rest, group=Solo(), report=print)
+    assert held_out_loss(model, samples, micro_bsz=2, max_samples=first).targets == CTX
 
 
 class Several(Solo):

@@ -1,8 +1,13 @@
 """The log of a run survives kills and resumes without doubled rows."""
 
 import math
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from rwkvkit.files import write_text
 from rwkvkit.train.metrics import MetricsLog, plot_loss, read_metrics
 from rwkvkit.train.observe import StepReport
 
@@ -48,3 +53,30 @@ def test_append_resume_and_plot(tmp_path: Path) -> None:
     plot_loss(path, tmp_path / "run" / "loss.png")
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(file.name for file in path.parent.iterdir()) == ["loss.png", "metrics.jsonl"]
+
+
+@pytest.fixture
+def no_room() -> Iterator[None]:
+    """Let no file grow beyond 64 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_without_room_is_named(tmp_path: Path, no_room: None) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(OSError, match="too large") as caught, MetricsLog(path, done=0) as log:
+        log.write(reports(1, 2)[0])
+    assert caught.value.filename == str(path)
+    page = tmp_path / "page.html"
+    with pytest.raises(OSError, match="too large") as caught:
+        write_text(page, "x" * 100)
+    assert caught.value.filename == str(page)
+    assert not page.exists()
+
+
+def test_a_folder_in_a_files_place_is_named(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError) as caught:
+        write_text(tmp_path, "x")
+    assert caught.value.filename == str(tmp_path)

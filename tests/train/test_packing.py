@@ -186,3 +186,18 @@ def test_held_out_data_is_read_whole(tmp_path, order) -> None:
 def test_documents_without_a_target(tmp_path) -> None:
     with pytest.raises(DataError, match="no document has two tokens"):
         samples_of(dataset(tmp_path, [1, 1, 0]), "packed")
+
+
+@pytest.mark.parametrize("order", ["cubic", "packed", "padded", "infctx"])
+def test_a_mask_that_counts_no_token(tmp_path, order) -> None:
+    with BinidxWriter(tmp_path / "data", masked=True) as writer:
+        for _ in range(20):
+            writer.add(np.arange(1, 10), np.zeros(9))
+    data = open_binidx(tmp_path / "data")
+    with pytest.raises(DataError, match="counts no token") as caught:
+        samples_of(data, order)
+    assert "chats with an answer" in caught.value.hint
+    if order != "padded":
+        config = SamplingConfig(order=order)
+        with pytest.raises(DataError, match="counts no token"):
+            validation_samples(order, config, data, ctx_len=SIZE, vocab_size=10**6, seed=0)

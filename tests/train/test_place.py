@@ -78,3 +78,10 @@ def test_a_number_that_is_none(environment: dict[str, str], name: str, value: st
     with pytest.raises(SetupError, match=f"{name} is '{value}', not a number") as caught:
         started_by(environment | {name: value})
     assert "unset it" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("rank", "world"), [("4", "4"), ("0", "0")])
+def test_a_rank_that_is_not_one_of_the_processes(rank: str, world: str) -> None:
+    with pytest.raises(SetupError, match=f"process {rank} of {world}") as caught:
+        started_by(TORCHRUN | {"RANK": rank, "WORLD_SIZE": world})
+    assert "rwkvkit train --gpus N" in str(caught.value.hint)

@@ -82,6 +82,21 @@ def test_training_over_quantized_matrices(
     assert train(again, 1, 2) == onward
 
 
+def test_evaluation_computes_as_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    shape = ModelConfig(arch="x052", n_layer=1, n_embd=64, head_size=16, vocab_size=40)
+    assert shape.dim_ffn % 64  # the input of ffn.value
+    generator = torch.Generator().manual_seed(1)
+    model = build_model(shape, init_weights(shape, 1))
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    chosen = TuningConfig(method="lora", rank=4, quantize="nf4")
+    apply_tuning(model, chosen, {"path": "b", "sha256": "0"})
+    ids = torch.randint(40, (2, 9), generator=generator)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids), model.train()(ids))
+
+
 def test_the_adapter_goes_into_the_base_as_it_was(tmp_path: Path) -> None:
     engine = engine_of("int8")
     train(engine, 0, 1)
