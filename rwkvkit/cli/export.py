@@ -35,7 +35,7 @@ def export(source: Path, out: Path, as_json: bool) -> None:
     path, adapter, notes = find_weights(source, None, console.note)
     weights = read_checkpoint(path)
     if adapter:
-        weights = merged(weights, adapter)
+        weights = merged(weights, adapter, str(path))
     check_fits(config_from_state_dict(weights, str(path)), weights, str(path))
     for line in notes:
         console.note(line)

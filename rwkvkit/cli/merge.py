@@ -38,7 +38,7 @@ def merge(base: Path, adapter: Path, out: Path, any_base: bool, as_json: bool) -
     weights = read_checkpoint(base)
     if not any_base:
         check_base(base, adapter, ", or say --any-base")
-    result = merged(weights, adapter)
+    result = merged(weights, adapter, str(base))
     changed = sum(tensor is not weights.get(name) for name, tensor in result.items())
     write_checkpoint(result, out)
     console.result(f"wrote {out}: {changed} of {len(result)} tensors from {adapter}")
