@@ -33,8 +33,8 @@ def small_cases(settings: argparse.Namespace) -> Iterator[Row]:
 
 SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[Row]], float]] = {
     "compile": (compile_kernels, 60),
-    "correctness wkv7": (correct_wkv7, 60),
-    "correctness wkv6": (correct_wkv6, 80),
+    "correctness wkv7": (correct_wkv7, 80),
+    "correctness wkv6": (correct_wkv6, 100),
     "correctness others": (correct_others, 30),
     "operators": (operators, 50),
     "steps": (steps, 110),
