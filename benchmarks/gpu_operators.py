@@ -23,7 +23,12 @@ from rwkvkit.ops.cuda.compile import Program, Resources, compile_program
 
 Operator = Callable[..., tuple[Tensor, Tensor]]
 OPS: dict[str, Operator] = {"wkv7": wkv7, "wkv6": wkv6, "wkv5": wkv5}
-_KINDS = (("cuda", torch.bfloat16), ("cuda", torch.float16), ("precise", torch.float32))
+Kind = tuple[str, torch.dtype]
+KINDS: tuple[Kind, ...] = (
+    ("cuda", torch.bfloat16),
+    ("cuda", torch.float16),
+    ("precise", torch.float32),
+)
 _GIVEN = ((), ("state",), ("state", "resets"), ("resets", "origin"))
 _LIMITS = {"cuda": 1e-2, "precise": 1e-4, "chunked": 1e-4}  # relative, in the root mean square
 _SHAPE, _TINY_SHAPE = (8, 4096, 64, 64), (1, 40, 2, 16)
@@ -78,23 +83,29 @@ def correct_wkv6(settings: argparse.Namespace) -> Iterator[Row]:
 
 def _correct(settings: argparse.Namespace, names: tuple[str, ...]) -> Iterator[Row]:
     lengths = (1, 17) if settings.tiny else (1, 15, 16, 17, 64, 250, 1024)
-    return _compare_all(settings, names, lengths, (16,) if settings.tiny else (64, 128))
+    sizes = (16,) if settings.tiny else (64, 128)
+    return compare_all(settings, names, lengths, sizes, _kinds(settings))
 
 
 def wkv_cases(settings: argparse.Namespace) -> Iterator[Row]:
     """A few of these cases."""
-    return _compare_all(settings, tuple(OPS), (17, 50), (64,))
+    return compare_all(settings, tuple(OPS), (17, 50), (64,), _kinds(settings))
 
 
-def _compare_all(
+def _kinds(settings: argparse.Namespace) -> tuple[Kind, ...]:
+    return KINDS if settings.device == "cuda" else (("chunked", torch.float32),)
+
+
+def compare_all(
     settings: argparse.Namespace,
     names: tuple[str, ...],
     lengths: tuple[int, ...],
     sizes: tuple[int, ...],
+    kinds: tuple[Kind, ...],
 ) -> Iterator[Row]:
+    """Compare operators by name with the loop in float64, for each kind, N and T."""
     # Memory that nobody has written is NaN, so a result left out cannot pass.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    kinds = _KINDS if settings.device == "cuda" else (("chunked", torch.float32),)
     for name in names:
         for impl, dtype in kinds:
             for size in sizes:
