@@ -116,7 +116,7 @@ class Seen:
     without: tuple[str, int] = ("", 0)
     more: tuple[tuple[str, int], ...] = ()
 
-    def launch(self, program: Program, kernel: str, *rest: Any) -> None:
+    def launch(self, program: Program, kernel: str, *rest: Any, alignment: int = 16) -> None:
         """Launch in the emulator."""
         emulator = _watched(replace(program, defines=program.defines + self.more))
         emulator.take_out(*self.without)
