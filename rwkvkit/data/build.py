@@ -173,6 +173,7 @@ class Build:
         before = [file.touched() for file in inputs]
         # Loaded first, so that what is wrong with a vocabulary is said before any work.
         self._chain.work.load()
+        records = self._chain.records()
         fingerprint = self._work_fingerprint(inputs, tasks, before)
         with (
             writing(self.prefix),
@@ -188,6 +189,12 @@ class Build:
             read_ns = made.stat().st_mtime_ns
             _check_unchanged(inputs, before)
             manifest = finish(self._chain, folder, inputs, tasks, parts, memory, count, report)
+            if manifest.prepare != records:
+                raise DataError(
+                    "the vocabulary, or a file of another stage, changed while the build ran",
+                    where=self.encode.file or self.encode.tokenizer,
+                    hint="run it again",
+                )
             # Writing may take hours; an input that changed meanwhile is to be newer than this.
             os.utime(made, ns=(read_ns, read_ns))
             publish(folder, self.prefix, SUFFIXES)
