@@ -17,12 +17,13 @@ from rwkvkit.data.encoding import Run, TaskWork, encode_tasks, run_local, writin
 from rwkvkit.data.finish import SUFFIXES, finish
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.manifest import InputRecord, Manifest, manifest_path
+from rwkvkit.data.place import check_place, publish
 from rwkvkit.data.process import shared_interpreter
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.shards import Shard, check_complete, note_count
 from rwkvkit.data.stages import Stage
 from rwkvkit.data.tasks import Task, make_tasks
-from rwkvkit.data.workspace import publish, shared_workspace, workspace
+from rwkvkit.data.workspace import shared_workspace, workspace
 from rwkvkit.errors import DataError, UsageError
 from rwkvkit.resources import cores
 
@@ -77,8 +78,10 @@ class Build:
 
         Raises:
             DataError: no file matches a source.
-            RecipeError: the format of a file must be told.
+            RecipeError: the format of a file must be told, or the output would overwrite another
+                dataset.
         """
+        self._check_place()
         inputs = self._inputs()
         lines = self._chain.summaries()
         for number, source in enumerate(self._chain.read.sources):
@@ -158,6 +161,7 @@ class Build:
         Raises:
             DataError: an input is missing, unreadable or wrong, with file and line; no document at
                 all; the corpus too small for ctx_len.
+            RecipeError: the output would overwrite another dataset.
             SetupError: the output cannot be written.
             UsageError: parts are missing at a merge; workers below 1, or memory below 1 KiB.
         """
@@ -166,6 +170,7 @@ class Build:
                 f"too little memory for a build: {memory} bytes",
                 hint=f"it takes {LEAST_MEMORY:,} bytes at least; {MEMORY:,} unless told otherwise",
             )
+        self._check_place()
         inputs = self._inputs()
         count = _n_workers(workers, inputs)
         report = progress or (lambda _: None)
@@ -197,7 +202,7 @@ class Build:
                 )
             # Writing may take hours; an input that changed meanwhile is to be newer than this.
             os.utime(made, ns=(read_ns, read_ns))
-            publish(folder, self.prefix, SUFFIXES)
+            publish(folder, self.prefix)
         return manifest
 
     def run_shard(
@@ -217,9 +222,11 @@ class Build:
 
         Raises:
             DataError: an input is missing, unreadable or wrong, with file and line.
+            RecipeError: the output would overwrite another dataset.
             SetupError: the parts cannot be written, or a build runs that is no shard.
             UsageError: workers below 1.
         """
+        self._check_place()
         inputs = self._inputs()
         tasks = make_tasks(inputs, self._task_bytes)
         own = [task for task in tasks if shard.owns(task)]
@@ -237,6 +244,9 @@ class Build:
             encode_tasks(own, work, run=run_local(count), report=progress or (lambda _: None))
             _check_unchanged(inputs, before)
         return len(own)
+
+    def _check_place(self) -> None:
+        check_place(self.prefix, splits=self._chain.rules.validation > 0)
 
     def _task_work(self, folder: Path) -> TaskWork:
         return TaskWork(self._chain.work, folder, self._chunk_bytes, self._chain.rules.need_hashes)

@@ -26,6 +26,8 @@ VALIDATION = "-val"
 _PAIR = (".bin", ".idx", ".mask")
 SUFFIXES = (*_PAIR, *(VALIDATION + suffix for suffix in _PAIR), REJECTS, manifests.SUFFIX)
 """What a build may leave behind its prefix; the last vouches for the others."""
+MASKS = {".bin": ".mask", VALIDATION + ".bin": VALIDATION + ".mask"}
+"""The suffix of the mask that tokens of a suffix may have."""
 
 _USUAL_CTX_LENS = (512, 1024, 2048, 4096, 8192, 16384)
 
