@@ -20,6 +20,7 @@ from rwkvkit.data.manifest import InputRecord, Manifest, manifest_path
 from rwkvkit.data.place import check_place, publish
 from rwkvkit.data.process import shared_interpreter
 from rwkvkit.data.progress import Progress, Report
+from rwkvkit.data.seen import read_seen, states, write_seen
 from rwkvkit.data.shards import Shard, check_complete, note_count
 from rwkvkit.data.stages import Stage
 from rwkvkit.data.tasks import Task, make_tasks
@@ -97,6 +98,8 @@ class Build:
     def status(self) -> Status:
         """Say whether the output is up to date, or what has changed.
 
+        Inputs that it has to hash it does not hash again the next time.
+
         Raises:
             DataError: the inputs cannot be found or read.
         """
@@ -116,7 +119,13 @@ class Build:
         read_ns = manifest_path(self.prefix).stat().st_mtime_ns
         change = manifests.recipe_change(
             old, self._chain.records(), self._chain.seed, self._chain.ctx_len
-        ) or manifests.input_change(old, self._inputs(), read_ns)
+        )
+        if not change:
+            known = read_seen(self.prefix, old.fingerprint)
+            seen = dict(known)
+            change = manifests.input_change(old, self._inputs(), read_ns, seen)
+            if seen != known:
+                write_seen(self.prefix, old.fingerprint, seen)
         return Status(False, change) if change else Status(True, "recipe and inputs unchanged")
 
     def fingerprint(self) -> str:
@@ -192,6 +201,7 @@ class Build:
             made = manifest_path(folder / self.prefix.name)
             made.touch()
             read_ns = made.stat().st_mtime_ns
+            seen = states(inputs, read_ns)
             _check_unchanged(inputs, before)
             manifest = finish(self._chain, folder, inputs, tasks, parts, memory, count, report)
             if manifest.prepare != records:
@@ -203,6 +213,7 @@ class Build:
             # Writing may take hours; an input that changed meanwhile is to be newer than this.
             os.utime(made, ns=(read_ns, read_ns))
             publish(folder, self.prefix)
+            write_seen(self.prefix, manifest.fingerprint, seen)
         return manifest
 
     def run_shard(

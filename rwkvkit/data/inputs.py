@@ -87,21 +87,38 @@ class InputFile:
         if remote.is_remote(self.path):
             return remote.touched(self.path)
         stat = _stat(self.path, self.name)
-        return stat.st_size, stat.st_mtime_ns
+        # The time of a rename too; not the inode, which another machine's shard may see differently
+        return stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
+
+    def state(self) -> tuple[int, int, int, int] | None:
+        """Return what no other file at its path has: size, times of change, and inode.
+
+        Returns:
+            Bytes, the time of the last change of its content and that of its inode, in nanoseconds
+            since 1970, and the inode; None for what is not on this machine.
+
+        Raises:
+            UnreachableError: it cannot be reached.
+        """
+        if self.dataset is not None or remote.is_remote(self.path):
+            return None
+        stat = _stat(self.path, self.name)
+        return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
     def unchanged_since(self, time_ns: int) -> bool:
-        """Say whether it is known that nobody changed it after a time, on the file system's clock.
+        """Say whether it is known that what lies elsewhere was not changed after a time.
+
+        Of a file of this machine it is not: the path may lead to another one, as old (``state``).
 
         Raises:
             UnreachableError: it cannot be reached.
         """
         if self.dataset is not None:
             return True
-        if remote.is_remote(self.path):
-            modified = remote.modified_ns(self.path)
-            return modified is not None and modified < time_ns
-        stat = _stat(self.path, self.name)
-        return max(stat.st_mtime_ns, stat.st_ctime_ns) < time_ns
+        if not remote.is_remote(self.path):
+            return False
+        modified = remote.modified_ns(self.path)
+        return modified is not None and modified < time_ns
 
 
 def find_files(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from rwkvkit.compare import differences
 from rwkvkit.config import Config
 from rwkvkit.data.chunks import hash_file
 from rwkvkit.data.inputs import InputFile
+from rwkvkit.data.seen import States, states
 from rwkvkit.data.stages import PlanResult, Stage
 from rwkvkit.errors import DataError
 
 FORMAT = 2
 SUFFIX = ".manifest.json"
+_TICK_NS = 1_000_000_000  # the times of files are coarser than nanoseconds, at most so coarse
 
 
 class FileRecord(Config):
@@ -204,19 +207,30 @@ def recipe_change(
     return None
 
 
-def input_change(old: Manifest, inputs: Sequence[InputFile], read_ns: int) -> str | None:
+def input_change(
+    old: Manifest, inputs: Sequence[InputFile], read_ns: int, seen: States
+) -> str | None:
     """Say which input differs from what was read, or return None.
 
-    A file of the same size that was last touched before the build had read all (``read_ns``, on the
-    file system's clock), or that its server still calls by the same tag, is taken as unchanged; any
-    other is hashed.
+    A file in the state that it was seen in, or of the same size that its server calls by the same
+    tag or changed last before the build had read all, is taken as unchanged; any other is hashed.
+
+    Args:
+        old: how the output came about.
+        inputs: the files, as they are now.
+        read_ns: when the build had read all, in nanoseconds since 1970.
+        seen: in which state this machine saw files; those that were hashed and found unchanged
+            come to it.
+
+    Raises:
+        DataError: a file cannot be read.
     """
     known = {record.path: record for record in old.inputs}
     for file in inputs:
         record = known.get(file.name)
         if record is None:
             return f"input {file.name} is new"
-        if record.bytes != file.size or not _unchanged(file, record, read_ns):
+        if record.bytes != file.size or not _unchanged(file, record, read_ns, seen):
             return f"input {file.name} changed"
     gone = known.keys() - {file.name for file in inputs}
     if gone:
@@ -226,9 +240,19 @@ def input_change(old: Manifest, inputs: Sequence[InputFile], read_ns: int) -> st
     return None
 
 
-def _unchanged(file: InputFile, record: InputRecord, read_ns: int) -> bool:
-    tagged = file.tag is not None and file.tag == record.tag
-    return tagged or file.unchanged_since(read_ns) or hash_file(file) == record.sha256
+def _unchanged(file: InputFile, record: InputRecord, read_ns: int, seen: States) -> bool:
+    if file.tag is not None and file.tag == record.tag:
+        return True
+    state = file.state()
+    if state and seen.get(file.name) == list(state):
+        return True
+    if file.unchanged_since(read_ns):
+        return True
+    now = states([file], time.time_ns() - _TICK_NS)
+    if hash_file(file) != record.sha256:
+        return False
+    seen |= now
+    return True
 
 
 def _word(value: Any) -> str:
