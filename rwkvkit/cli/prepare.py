@@ -9,7 +9,7 @@ import click
 from rwkvkit.cli.console import Console, duration, size
 from rwkvkit.cli.options import memory_option, recipe_options, workers_option
 from rwkvkit.data.build import MEMORY, Build
-from rwkvkit.data.card import card_path, write_card
+from rwkvkit.data.card import has_card, write_card
 from rwkvkit.data.encoding import Run
 from rwkvkit.data.manifest import read_manifest
 from rwkvkit.data.progress import Progress, Report
@@ -105,7 +105,7 @@ def run_prepare(
         manifest = build.run(
             workers=workers, memory=memory, merge=merge, executor=executor, progress=show
         )
-    if not (status.up_to_date and card_path(build.prefix).exists()):
+    if not (status.up_to_date and has_card(build.prefix, manifest)):
         write_card(build.prefix, build.encode.load())
     plan = manifest.plan
     console.result(
