@@ -7,7 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 import rwkvkit
 from rwkvkit import files
@@ -37,6 +42,17 @@ class FileRecord(Config):
     """Its content, hashed."""
 
 
+class OutputRecord(FileRecord):
+    """A file that was written, beside the manifest."""
+
+    @field_validator("path")
+    @classmethod
+    def _is_a_name(cls, path: str) -> str:
+        if path in ("", ".", "..") or "/" in path or "\0" in path:
+            raise ValueError("the path of an output is a bare name")
+        return path
+
+
 class InputRecord(FileRecord):
     """A file that was read."""
 
@@ -62,6 +78,13 @@ class StageRecord(Config):
 
     settings: dict[str, Any]
     """What the output's bytes depend on."""
+
+    @model_validator(mode="after")
+    def _names_the_vocabulary(self) -> "StageRecord":
+        names = [self.settings.get(key) for key in ("tokenizer", "vocabulary")]
+        if self.stage == "encode" and not all(isinstance(name, str) for name in names):
+            raise ValueError("an encode stage has a tokenizer and a vocabulary")
+        return self
 
 
 class Counts(Config):
@@ -99,7 +122,7 @@ class Manifest(Config):
     """Every file that was read, in order."""
 
     documents_in: int
-    """Documents read."""
+    """Documents read that no filter dropped, those outside their source's fraction included."""
 
     documents: int
     """Documents written, repetitions counted."""
@@ -122,7 +145,7 @@ class Manifest(Config):
     validation: Counts | None
     """What went to PREFIX-val, if the chain splits."""
 
-    outputs: list[FileRecord]
+    outputs: list[OutputRecord]
     """The files that were written, this one excepted."""
 
     plan: PlanResult | None
@@ -131,16 +154,28 @@ class Manifest(Config):
     plans: list[PlanResult]
     """The same for the usual ctx_lens that the corpus is large enough for."""
 
+    sha256: str | None = None
+    """Hash of all the other fields; null in the manifests of versions that made none."""
+
+    @model_validator(mode="after")
+    def _encodes_once(self) -> "Manifest":
+        if sum(record.stage == "encode" for record in self.prepare) != 1:
+            raise ValueError("a chain has one encode stage")
+        return self
+
 
 def manifest_path(prefix: Path) -> Path:
     """Return where the manifest of an output lies."""
     return prefix.with_name(prefix.name + SUFFIX)
 
 
-def write_manifest(prefix: Path, manifest: Manifest) -> None:
-    """Write the manifest of an output."""
-    content = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+def write_manifest(prefix: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of an output; return it as it is written, with its hash."""
+    facts = manifest.model_dump(mode="json")
+    facts["sha256"] = _hash(facts)
+    content = json.dumps(facts, indent=1, ensure_ascii=False)
     files.write_text(manifest_path(prefix), content + "\n")
+    return manifest.model_copy(update={"sha256": facts["sha256"]})
 
 
 def read_manifest(prefix: str | Path) -> Manifest | None:
@@ -151,15 +186,25 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
     """
     path = manifest_path(Path(prefix))
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        manifest = Manifest.model_validate_json(content)
+        if manifest.sha256 is not None and manifest.sha256 != _hash(json.loads(content)):
+            raise ValueError("it has another hash")
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             "the manifest cannot be read: damaged, or of another version of rwkvkit",
             where=str(path),
             hint="build the output again",
         ) from error
+    return manifest
+
+
+def _hash(facts: dict[str, Any]) -> str:
+    """Return a hash of the fields of a manifest, its own hash left out."""
+    hashed = {key: value for key, value in facts.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def records(stages: Iterable[Stage]) -> list[StageRecord]:
@@ -175,11 +220,23 @@ def fingerprint(
     seed: int | None,
     ctx_len: int | None,
     inputs: Sequence[InputRecord],
+    *,
+    layout: int = FORMAT,
+    version: str = rwkvkit.__version__,
 ) -> str:
-    """Return a hash of all that an output depends on; the same on every machine."""
+    """Return a hash of all that an output depends on; the same on every machine.
+
+    Args:
+        prepare: the chain.
+        seed: of what is drawn, or None.
+        ctx_len: that is planned for, or None.
+        inputs: what is read.
+        layout: the format of the manifest.
+        version: of rwkvkit.
+    """
     facts = {
-        "format": FORMAT,
-        "rwkvkit": rwkvkit.__version__,
+        "format": layout,
+        "rwkvkit": version,
         "prepare": [record.model_dump(mode="json") for record in prepare],
         "seed": seed,
         "ctx_len": ctx_len,
