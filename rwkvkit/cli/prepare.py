@@ -95,12 +95,14 @@ def run_prepare(
     executor: Run | None = None,
 ) -> dict[str, Any]:
     """Build the dataset unless it is up to date; show what happened and return it as facts."""
-    status = build.status()
+    status = build.status(keep=True)
     manifest = read_manifest(build.prefix) if status.up_to_date else None
     if manifest:
         console.note(f"prepare: up to date: {status.reason}")
     else:
         console.note(f"prepare: {status.reason}: building {build.prefix}")
+        for line in build.source_lines():
+            console.note(f"prepare: {line}")
         show = _progress(console)
         manifest = build.run(
             workers=workers, memory=memory, merge=merge, executor=executor, progress=show
@@ -141,7 +143,7 @@ def _run_shard(
     build: Build, shard: Shard, console: Console, recipe_name: str, workers: int | None
 ) -> None:
     """Make the parts of a shard, unless the whole output is there."""
-    status = build.status()
+    status = build.status(keep=True)
     if status.up_to_date:
         console.note(f"prepare: up to date: {status.reason}")
     else:

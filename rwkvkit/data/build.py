@@ -14,28 +14,25 @@ from rwkvkit.data.binidx import bin_path
 from rwkvkit.data.chain import Chain
 from rwkvkit.data.chunks import CHUNK_BYTES, changed, hash_file
 from rwkvkit.data.encoding import Run, TaskWork, encode_tasks, run_local, writing
+from rwkvkit.data.finding import source_line
 from rwkvkit.data.finish import SUFFIXES, finish
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.manifest import InputRecord, Manifest, manifest_path
-from rwkvkit.data.place import check_place, publish
+from rwkvkit.data.place import check_place, output_names, publish
 from rwkvkit.data.process import shared_interpreter
 from rwkvkit.data.progress import Progress, Report
 from rwkvkit.data.seen import read_seen, states, write_seen
 from rwkvkit.data.shards import Shard, check_complete, note_count
 from rwkvkit.data.stages import Stage
-from rwkvkit.data.tasks import Task, make_tasks
+from rwkvkit.data.tasks import Task, make_tasks, n_workers
 from rwkvkit.data.workspace import shared_workspace, workspace
 from rwkvkit.errors import DataError, UsageError
-from rwkvkit.resources import cores
 
 MEMORY = 2 << 30
 """Bytes that the data of a build may take in memory, unless told otherwise."""
 
 LEAST_MEMORY = 1 << 10
 """The least bytes that make sense for it."""
-
-_SMALL = 64 << 20  # input bytes that this process encodes before workers would have started
-_EXPANSION = 4  # how much compressed text counts for more than its size
 
 __all__ = ["LEAST_MEMORY", "MEMORY", "Build", "Progress", "Status"]
 
@@ -83,22 +80,29 @@ class Build:
                 dataset.
         """
         self._check_place()
-        inputs = self._inputs()
-        lines = self._chain.summaries()
+        return [*self._chain.summaries(output_names(self._chain)), *self.source_lines()]
+
+    def source_lines(self) -> list[str]:
+        """Return a line a source: which files it is, and which of a folder it is not.
+
+        Raises:
+            DataError: no file matches a source.
+            RecipeError: the format of a file must be told.
+        """
+        skipped: dict[int, list[str]] = {}
+        inputs = self._inputs(skipped)
+        lines = []
         for number, source in enumerate(self._chain.read.sources):
             own = [file for file in inputs if file.source == number]
-            size = sum(file.size for file in own)
-            name = source.name
-            lines.append(
-                f"source {name}: {len(own)} {'file' if len(own) == 1 else 'files'}, "
-                f"{size:,} bytes, x{source.repeat * self._chain.repeat.epochs}"
-            )
+            times = source.repeat * self._chain.repeat.epochs
+            lines.append(source_line(source, own, skipped.get(number, []), times))
         return lines
 
-    def status(self) -> Status:
+    def status(self, *, keep: bool = False) -> Status:
         """Say whether the output is up to date, or what has changed.
 
-        Inputs that it has to hash it does not hash again the next time.
+        Args:
+            keep: leave word beside the output of inputs that had to be hashed, for the next time.
 
         Raises:
             DataError: the inputs cannot be found or read.
@@ -124,7 +128,7 @@ class Build:
             known = read_seen(self.prefix, old.fingerprint)
             seen = dict(known)
             change = manifests.input_change(old, self._inputs(), read_ns, seen)
-            if seen != known:
+            if keep and seen != known:
                 write_seen(self.prefix, old.fingerprint, seen)
         return Status(False, change) if change else Status(True, "recipe and inputs unchanged")
 
@@ -181,7 +185,7 @@ class Build:
             )
         self._check_place()
         inputs = self._inputs()
-        count = _n_workers(workers, inputs)
+        count = n_workers(workers, inputs)
         report = progress or (lambda _: None)
         tasks = make_tasks(inputs, self._task_bytes)
         before = [file.touched() for file in inputs]
@@ -243,7 +247,7 @@ class Build:
         own = [task for task in tasks if shard.owns(task)]
         before = [file.touched() for file in inputs]
         self._chain.work.load()
-        count = _n_workers(workers, inputs)
+        count = n_workers(workers, inputs)
         fingerprint = self._work_fingerprint(inputs, tasks, before)
         with (
             writing(self.prefix),
@@ -278,10 +282,10 @@ class Build:
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def _inputs(self) -> list[InputFile]:
+    def _inputs(self, skipped: dict[int, list[str]] | None = None) -> list[InputFile]:
         suffixes = (*SUFFIXES, card.SUFFIX, card.PLOT_SUFFIX)
         own = {os.path.realpath(f"{self.prefix}{suffix}") for suffix in suffixes}
-        return self._chain.read.files(exclude=own)
+        return self._chain.read.files(own, skipped)
 
 
 def _check_unchanged(inputs: list[InputFile], before: list[tuple[int, int | str]]) -> None:
@@ -289,19 +293,3 @@ def _check_unchanged(inputs: list[InputFile], before: list[tuple[int, int | str]
     for file, was in zip(inputs, before, strict=True):
         if file.touched() != was or was[0] != file.size:
             raise changed(file)
-
-
-def _n_workers(told: int | None, inputs: list[InputFile]) -> int:
-    if told is not None and told < 1:
-        raise UsageError(
-            f"a build takes 1 worker at least, not {told}",
-            hint="leave workers out for one a core",
-        )
-    return told or _default_workers(inputs)
-
-
-def _default_workers(inputs: list[InputFile]) -> int:
-    if any(file.dataset for file in inputs):
-        return cores()
-    work = sum(file.size * (_EXPANSION if file.compression else 1) for file in inputs)
-    return 1 if work < _SMALL else cores()

@@ -4,7 +4,10 @@ import contextlib
 from pathlib import Path
 
 from rwkvkit import files
-from rwkvkit.data.finish import MASKS, SUFFIXES, VALIDATION
+from rwkvkit.data import card
+from rwkvkit.data import manifest as manifests
+from rwkvkit.data.chain import Chain
+from rwkvkit.data.finish import MASKS, REJECTS, SUFFIXES, VALIDATION
 from rwkvkit.data.manifest import Manifest, manifest_path, read_manifest
 from rwkvkit.errors import DataError, RecipeError
 
@@ -33,6 +36,18 @@ def check_place(prefix: Path, *, splits: bool) -> None:
             where=str(prefix),
             hint="give write-binidx another prefix, or move that dataset away",
         )
+
+
+def output_names(chain: Chain) -> str:
+    """Name all files that a build and its card leave, for people."""
+    masks = [".mask"] if chain.read.masked else []
+    suffixes = [".bin", ".idx", *masks]
+    if chain.rules.validation:
+        suffixes += [VALIDATION + suffix for suffix in suffixes]
+    suffixes += [manifests.SUFFIX, card.SUFFIX, card.PLOT_SUFFIX]
+    named = ", ".join(f"{chain.prefix}{suffix}" for suffix in suffixes)
+    skips = chain.read.on_error == "skip"
+    return named + (f"; for bad lines {chain.prefix}{REJECTS}" if skips else "")
 
 
 def publish(folder: Path, prefix: Path) -> None:

@@ -14,7 +14,7 @@ from line_cases import contents, strict
 
 from rwkvkit.data.chunks import hash_file, task_chunks
 from rwkvkit.data.documents import read_chunk
-from rwkvkit.data.inputs import find_files
+from rwkvkit.data.finding import find_files
 from rwkvkit.data.sources import Source
 from rwkvkit.data.tasks import make_tasks
 from rwkvkit.errors import DataError
