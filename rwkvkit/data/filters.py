@@ -29,9 +29,7 @@ class Filter(TextStage):
     """Leave out documents that break a rule; the manifest counts them."""
 
     key: ClassVar[str] = "filter"
-    version: ClassVar[int] = (
-        2  # 1 took a share of repeated lines just at its limit for a larger one
-    )
+    version: ClassVar[int] = 2  # 1 took a share of repeated lines just at its limit for a larger one
 
     min_chars: Count | None = None
     """Characters a document has at least."""
