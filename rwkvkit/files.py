@@ -54,13 +54,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a folder; yields whether it was free. A lock ends with its process.
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of a folder or file; yields whether it was free. It ends with its process.
 
     Raises:
-        OSError: the folder does not exist or cannot be read.
+        OSError: the path does not exist, or cannot be read or locked.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

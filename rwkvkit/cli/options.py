@@ -62,8 +62,9 @@ class Bytes(click.ParamType):
             self.fail(f"{value!r} is no size such as 512MiB or 2GiB", parameter, context)
         n_bytes = int(float(found[1]) * _UNITS[found[2].upper()])
         if n_bytes < self._least:
-            few = f"{value!r} is less than {self._least:,} bytes: write a unit, as in 2GiB"
-            self.fail(few, parameter, context)
+            few = f"{value!r} is less than {self._least:,} bytes"
+            meant = f": did you mean {found[1]}MiB?" if not found[2] else ": 2GiB, say, is more"
+            self.fail(few + meant, parameter, context)
         return n_bytes
 
 

@@ -9,7 +9,7 @@ import click
 from rwkvkit.cli.console import Console, duration, size
 from rwkvkit.cli.options import memory_option, recipe_options, workers_option
 from rwkvkit.data.build import MEMORY, Build
-from rwkvkit.data.card import card_path, write_card
+from rwkvkit.data.card import has_card, write_card
 from rwkvkit.data.encoding import Run
 from rwkvkit.data.manifest import read_manifest
 from rwkvkit.data.progress import Progress, Report
@@ -96,17 +96,19 @@ def run_prepare(
     executor: Run | None = None,
 ) -> dict[str, Any]:
     """Build the dataset unless it is up to date; show what happened and return it as facts."""
-    status = build.status()
+    status = build.status(keep=True)
     manifest = read_manifest(build.prefix) if status.up_to_date else None
     if manifest:
         console.note(f"prepare: up to date: {status.reason}")
     else:
         console.note(f"prepare: {status.reason}: building {build.prefix}")
+        for line in build.source_lines():
+            console.note(f"prepare: {line}")
         show = _progress(console)
         manifest = build.run(
             workers=workers, memory=memory, merge=merge, executor=executor, progress=show
         )
-    if not (status.up_to_date and card_path(build.prefix).exists()):
+    if not (status.up_to_date and has_card(build.prefix, manifest)):
         write_card(build.prefix, build.encode.load())
     plan = manifest.plan
     console.result(
@@ -146,7 +148,7 @@ def _run_shard(
     build: Build, shard: Shard, console: Console, recipe_name: str, workers: int | None
 ) -> None:
     """Make the parts of a shard, unless the whole output is there."""
-    status = build.status()
+    status = build.status(keep=True)
     if status.up_to_date:
         console.note(f"prepare: up to date: {status.reason}")
     else:

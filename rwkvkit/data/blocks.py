@@ -85,6 +85,8 @@ def by_key(
     needed = width * int(sizes.sum(dtype=np.int64)) + PIECE_BYTES * len(sizes)
     listed, stops = _in_ranges(keys, min(-(-needed // n_bytes), _MOST_BLOCKS))
     for own in np.split(listed, stops[:-1]):
+        if not len(own):  # beside a document larger than a block
+            continue
         own_sizes = sizes[own]
         order = sorted_order(keys[own])
         ordered = own_sizes[order]

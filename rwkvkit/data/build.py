@@ -14,26 +14,25 @@ from rwkvkit.data.binidx import bin_path
 from rwkvkit.data.chain import Chain
 from rwkvkit.data.chunks import CHUNK_BYTES, changed, hash_file
 from rwkvkit.data.encoding import Run, TaskWork, encode_tasks, run_local, writing
+from rwkvkit.data.finding import source_line
 from rwkvkit.data.finish import SUFFIXES, finish
 from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.manifest import InputRecord, Manifest, manifest_path
+from rwkvkit.data.place import check_place, output_names, publish
 from rwkvkit.data.process import shared_interpreter
 from rwkvkit.data.progress import Progress, Report
+from rwkvkit.data.seen import read_seen, states, write_seen
 from rwkvkit.data.shards import Shard, check_complete, note_count
 from rwkvkit.data.stages import Stage
-from rwkvkit.data.tasks import Task, make_tasks
-from rwkvkit.data.workspace import publish, shared_workspace, workspace
+from rwkvkit.data.tasks import Task, make_tasks, n_workers
+from rwkvkit.data.workspace import shared_workspace, workspace
 from rwkvkit.errors import DataError, UsageError
-from rwkvkit.resources import cores
 
 MEMORY = 2 << 30
 """Bytes that the data of a build may take in memory, unless told otherwise."""
 
 LEAST_MEMORY = 1 << 10
 """The least bytes that make sense for it."""
-
-_SMALL = 64 << 20  # input bytes that this process encodes before workers would have started
-_EXPANSION = 4  # how much compressed text counts for more than its size
 
 __all__ = ["LEAST_MEMORY", "MEMORY", "Build", "Progress", "Status"]
 
@@ -77,22 +76,33 @@ class Build:
 
         Raises:
             DataError: no file matches a source.
+            RecipeError: the format of a file must be told, or the output would overwrite another
+                dataset.
+        """
+        self._check_place()
+        return [*self._chain.summaries(output_names(self._chain)), *self.source_lines()]
+
+    def source_lines(self) -> list[str]:
+        """Return a line a source: which files it is, and which of a folder it is not.
+
+        Raises:
+            DataError: no file matches a source.
             RecipeError: the format of a file must be told.
         """
-        inputs = self._inputs()
-        lines = self._chain.summaries()
+        skipped: dict[int, list[str]] = {}
+        inputs = self._inputs(skipped)
+        lines = []
         for number, source in enumerate(self._chain.read.sources):
             own = [file for file in inputs if file.source == number]
-            size = sum(file.size for file in own)
-            name = source.name
-            lines.append(
-                f"source {name}: {len(own)} {'file' if len(own) == 1 else 'files'}, "
-                f"{size:,} bytes, x{source.repeat * self._chain.repeat.epochs}"
-            )
+            times = source.repeat * self._chain.repeat.epochs
+            lines.append(source_line(source, own, skipped.get(number, []), times))
         return lines
 
-    def status(self) -> Status:
+    def status(self, *, keep: bool = False) -> Status:
         """Say whether the output is up to date, or what has changed.
+
+        Args:
+            keep: leave word beside the output of inputs that had to be hashed, for the next time.
 
         Raises:
             DataError: the inputs cannot be found or read.
@@ -115,7 +125,13 @@ class Build:
         read_ns = manifest_path(self.prefix).stat().st_mtime_ns
         change = manifests.recipe_change(
             old, self._chain.records(), self._chain.seed, self._chain.ctx_len
-        ) or manifests.input_change(old, self._inputs(), read_ns)
+        )
+        if not change:
+            known = read_seen(self.prefix, old.fingerprint)
+            seen = dict(known)
+            change = manifests.input_change(old, self._inputs(), read_ns, seen)
+            if keep and seen != known:
+                write_seen(self.prefix, old.fingerprint, seen)
         return Status(False, change) if change else Status(True, "recipe and inputs unchanged")
 
     def fingerprint(self) -> str:
@@ -160,6 +176,7 @@ class Build:
         Raises:
             DataError: an input is missing, unreadable or wrong, with file and line; no document at
                 all; the corpus too small for ctx_len.
+            RecipeError: the output would overwrite another dataset.
             SetupError: the output cannot be written.
             UsageError: parts are missing at a merge; workers below 1, or memory below 1 KiB.
         """
@@ -168,13 +185,15 @@ class Build:
                 f"too little memory for a build: {memory} bytes",
                 hint=f"it takes {LEAST_MEMORY:,} bytes at least; {MEMORY:,} unless told otherwise",
             )
+        self._check_place()
         inputs = self._inputs()
-        count = _n_workers(workers, inputs)
+        count = n_workers(workers, inputs)
         report = progress or (lambda _: None)
         tasks = make_tasks(inputs, self._task_bytes)
         before = [file.touched() for file in inputs]
         # Loaded first, so that what is wrong with a vocabulary is said before any work.
         self._chain.work.load()
+        records = self._chain.records()
         fingerprint = self._work_fingerprint(inputs, tasks, before)
         with (
             writing(self.prefix),
@@ -188,11 +207,19 @@ class Build:
             made = manifest_path(folder / self.prefix.name)
             made.touch()
             read_ns = made.stat().st_mtime_ns
+            seen = states(inputs, read_ns)
             _check_unchanged(inputs, before)
             manifest = finish(self._chain, folder, inputs, tasks, parts, memory, count, report)
+            if manifest.prepare != records:
+                raise DataError(
+                    "the vocabulary, or a file of another stage, changed while the build ran",
+                    where=self.encode.file or self.encode.tokenizer,
+                    hint="run it again",
+                )
             # Writing may take hours; an input that changed meanwhile is to be newer than this.
             os.utime(made, ns=(read_ns, read_ns))
-            publish(folder, self.prefix, SUFFIXES)
+            publish(folder, self.prefix)
+            write_seen(self.prefix, manifest.fingerprint, seen)
         return manifest
 
     def run_shard(
@@ -212,15 +239,17 @@ class Build:
 
         Raises:
             DataError: an input is missing, unreadable or wrong, with file and line.
+            RecipeError: the output would overwrite another dataset.
             SetupError: the parts cannot be written, or a build runs that is no shard.
             UsageError: workers below 1.
         """
+        self._check_place()
         inputs = self._inputs()
         tasks = make_tasks(inputs, self._task_bytes)
         own = [task for task in tasks if shard.owns(task)]
         before = [file.touched() for file in inputs]
         self._chain.work.load()
-        count = _n_workers(workers, inputs)
+        count = n_workers(workers, inputs)
         fingerprint = self._work_fingerprint(inputs, tasks, before)
         with (
             writing(self.prefix),
@@ -232,6 +261,9 @@ class Build:
             encode_tasks(own, work, run=run_local(count), report=progress or (lambda _: None))
             _check_unchanged(inputs, before)
         return len(own)
+
+    def _check_place(self) -> None:
+        check_place(self.prefix, splits=self._chain.rules.validation > 0)
 
     def _task_work(self, folder: Path) -> TaskWork:
         return TaskWork(self._chain.work, folder, self._chunk_bytes, self._chain.rules.need_hashes)
@@ -252,10 +284,10 @@ class Build:
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def _inputs(self) -> list[InputFile]:
+    def _inputs(self, skipped: dict[int, list[str]] | None = None) -> list[InputFile]:
         suffixes = (*SUFFIXES, card.SUFFIX, card.PLOT_SUFFIX)
         own = {os.path.realpath(f"{self.prefix}{suffix}") for suffix in suffixes}
-        return self._chain.read.files(exclude=own)
+        return self._chain.read.files(own, skipped)
 
 
 def _check_unchanged(inputs: list[InputFile], before: list[tuple[int, int | str]]) -> None:
@@ -263,19 +295,3 @@ def _check_unchanged(inputs: list[InputFile], before: list[tuple[int, int | str]
     for file, was in zip(inputs, before, strict=True):
         if file.touched() != was or was[0] != file.size:
             raise changed(file)
-
-
-def _n_workers(told: int | None, inputs: list[InputFile]) -> int:
-    if told is not None and told < 1:
-        raise UsageError(
-            f"a build takes 1 worker at least, not {told}",
-            hint="leave workers out for one a core",
-        )
-    return told or _default_workers(inputs)
-
-
-def _default_workers(inputs: list[InputFile]) -> int:
-    if any(file.dataset for file in inputs):
-        return cores()
-    work = sum(file.size * (_EXPANSION if file.compression else 1) for file in inputs)
-    return 1 if work < _SMALL else cores()

@@ -1,5 +1,6 @@
 """The card of a dataset: what it is and what is in it, as Markdown with a drawing beside it."""
 
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvkit import files
-from rwkvkit.data.binidx import Binidx, open_binidx
+from rwkvkit.data.binidx import Binidx, bin_path, open_binidx
 from rwkvkit.data.contents import length_histogram
 from rwkvkit.data.manifest import Manifest, read_manifest
 from rwkvkit.errors import DataError
@@ -24,11 +25,26 @@ _MOST_BLOCKS = 64  # of tokens that are counted, spread over the whole
 _MOST_INPUTS = 100
 _SAMPLES = 3
 _SAMPLE_TOKENS = 96
+_DRAWN = "lengths and token frequencies"
 
 
 def card_path(prefix: Path) -> Path:
     """Return where the card of a dataset lies."""
     return prefix.with_name(prefix.name + SUFFIX)
+
+
+def has_card(prefix: Path, manifest: Manifest) -> bool:
+    """Say whether the card that lies beside a dataset is its own, and not one of an earlier one.
+
+    Args:
+        prefix: path of the dataset, without suffix.
+        manifest: of the dataset.
+    """
+    try:
+        text = card_path(prefix).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return False
+    return _fingerprint_cell(manifest) in text and _plot_path(prefix).exists()
 
 
 def write_card(prefix: Path, tokenizer: "Tokenizer") -> None:
@@ -50,19 +66,32 @@ def write_card(prefix: Path, tokenizer: "Tokenizer") -> None:
             hint="build the dataset with rwkvkit prepare, which leaves one",
         )
     data = open_binidx(prefix)
-    plot = prefix.with_name(prefix.name + PLOT_SUFFIX)
-    with files.replacing(plot) as temporary:
-        _draw(data, temporary)
-    samples = _samples(data, tokenizer)
-    lines = [*_facts(prefix.name, manifest), "", f"![lengths and token frequencies]({plot.name})"]
-    files.write_text(card_path(prefix), "\n".join([*lines, "", *samples]) + "\n")
+    plot, card = _plot_path(prefix), card_path(prefix)
+    with ExitStack() as stack:
+        with suppress(OSError):  # some network file systems lock nothing
+            if stack.enter_context(files.locked(bin_path(prefix))):
+                files.remove_temporaries(plot)
+                files.remove_temporaries(card)
+        with files.replacing(plot) as temporary:
+            _draw(data, temporary)
+        samples = _samples(data, tokenizer)
+        lines = [*_facts(prefix.name, manifest), "", f"![{_DRAWN}]({plot.name})"]
+        files.write_text(card, "\n".join([*lines, "", *samples]) + "\n")
+
+
+def _plot_path(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + PLOT_SUFFIX)
+
+
+def _fingerprint_cell(manifest: Manifest) -> str:
+    return f"`{manifest.fingerprint}`"
 
 
 def _facts(name: str, manifest: Manifest) -> list[str]:
     rows = [
         ("documents", f"{manifest.documents:,}"),
         ("tokens", f"{manifest.tokens:,}"),
-        ("documents read", f"{manifest.documents_in:,}"),
+        ("documents read", f"{manifest.documents_in + manifest.filtered:,}"),
         ("lines rejected", f"{manifest.rejected:,}"),
         ("documents filtered out", f"{manifest.filtered:,}"),
         ("documents outside their source's fraction", f"{manifest.left_out:,}"),
@@ -71,7 +100,8 @@ def _facts(name: str, manifest: Manifest) -> list[str]:
     if manifest.validation:
         held = manifest.validation
         rows.append(("for validation", f"{held.documents:,} documents, {held.tokens:,} tokens"))
-    rows += [("seed", f"{manifest.seed}"), ("fingerprint", f"`{manifest.fingerprint}`")]
+    rows += [("seed", "not used" if manifest.seed is None else f"{manifest.seed}")]
+    rows += [("fingerprint", _fingerprint_cell(manifest))]
     lines = [f"# {name}", "", f"Made by rwkvkit {manifest.rwkvkit}.", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in rows]
     plans = {plan.ctx_len: plan for plan in (*manifest.plans, manifest.plan) if plan}

@@ -9,6 +9,7 @@ from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.manifest import StageRecord, records
 from rwkvkit.data.selection import Rules
 from rwkvkit.data.stages import (
+    STAGES,
     Dedup,
     Encode,
     Plan,
@@ -17,8 +18,8 @@ from rwkvkit.data.stages import (
     Split,
     Stage,
     WriteBinidx,
-    check_chain,
 )
+from rwkvkit.errors import RecipeError
 
 _S = TypeVar("_S", bound=Stage)
 
@@ -73,9 +74,12 @@ class Chain:
         """Return the stages as a manifest records them."""
         return records(self._stages)
 
-    def summaries(self) -> list[str]:
-        """Return a line a stage."""
-        return [f"{stage.key}: {stage.summary()}" for stage in self._stages]
+    def summaries(self, outputs: str) -> list[str]:
+        """Return a line a stage; for the one that writes, ``outputs``."""
+        return [
+            f"{stage.key}: {outputs if isinstance(stage, WriteBinidx) else stage.summary()}"
+            for stage in self._stages
+        ]
 
     def _find(self, kind: type[_S]) -> _S | None:
         return next((stage for stage in self._stages if isinstance(stage, kind)), None)
@@ -84,3 +88,35 @@ class Chain:
         found = self._find(kind)
         assert found is not None, "check_chain lets no such chain pass"
         return found
+
+
+def check_chain(stages: Sequence[Stage]) -> None:
+    """Check that each stage finds before it what it takes.
+
+    Raises:
+        RecipeError: a stage is missing, doubled, or out of place.
+    """
+    standing: str | None = None
+    for i, stage in enumerate(stages):
+        where = f"prepare[{i}].{stage.key}"
+        if not stage.repeatable and any(type(other) is type(stage) for other in stages[:i]):
+            raise RecipeError(f"a second {stage.key}", where=where, hint="a chain has one of each")
+        if stage.takes != standing:
+            makers = [
+                other.key
+                for other in STAGES
+                if other.gives == stage.takes and other.takes != other.gives
+            ]
+            raise RecipeError(
+                f"{stage.key} needs {stage.takes} before it, and finds {standing or 'nothing'}",
+                where=where,
+                hint=f"{stage.takes} come{'s' if stage.takes != 'tokens' else ''} from "
+                + " or ".join(makers),
+            )
+        standing = stage.gives
+    if standing != "binidx":
+        raise RecipeError(
+            "the chain writes nothing",
+            where="prepare",
+            hint="the usual chain is: read, encode, repeat-shuffle, write-binidx, plan",
+        )

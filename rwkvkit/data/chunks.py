@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import zstandard
 
 from rwkvkit.data import remote
-from rwkvkit.data.inputs import Compression, InputFile, unreadable
+from rwkvkit.data.inputs import InputFile, unreadable
 from rwkvkit.data.tasks import Task
+from rwkvkit.data.unpack import decompressed
 from rwkvkit.errors import DataError
 
 CHUNK_BYTES = 4 << 20  # smaller ones cost more than their text, larger ones leave the cache
 _READ = 128 << 10
-_WINDOW = 1 << 31  # of zstd, the longest there is (`--long=31`); 128 MiB unless it is told
 _T = TypeVar("_T")
 
 
@@ -212,35 +212,6 @@ def opened(file: InputFile) -> Iterator[BinaryIO]:
         ) from error
     except OSError as error:
         raise unreadable(file.name, error) from error
-
-
-def decompressed(
-    raw: BinaryIO, compression: Compression, seen: Callable[[bytes], object] = bytes
-) -> Iterator[bytes]:
-    """Yield the content of a compressed stream; ``seen`` is called with every block read.
-
-    Raises:
-        EOFError: the stream ends inside the compressed data.
-        zlib.error, zstandard.ZstdError: it is damaged.
-    """
-    decoder: Any = None
-    while block := raw.read(_READ):
-        seen(block)
-        while block:
-            if decoder is None:  # a file may be several streams, one after another
-                if compression == "gzip":
-                    block = block.lstrip(b"\0")  # padding
-                    decoder = zlib.decompressobj(wbits=31) if block else None
-                else:
-                    unpacker = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
-                    decoder = unpacker.decompressobj()
-                continue
-            yield decoder.decompress(block)
-            block = decoder.unused_data if decoder.eof else b""
-            if decoder.eof:
-                decoder = None
-    if decoder is not None:
-        raise EOFError("the file ends too early")
 
 
 def _next_line(raw: BinaryIO, at: int, size: int) -> int:

@@ -11,9 +11,10 @@ import orjson
 from numpy.typing import NDArray
 
 from rwkvkit.data.chat import ChatForm
-from rwkvkit.data.chunks import Chunk, decompressed, opened
+from rwkvkit.data.chunks import Chunk, opened
 from rwkvkit.data.forms import SEAM, BadLine, Column, Form, Text, json_type
 from rwkvkit.data.scan import Scan
+from rwkvkit.data.unpack import decompressed
 
 _NEWLINE = re.compile(rb"\r\n?|\n")
 _BYTE_ORDER_MARK = "\ufeff"

@@ -89,13 +89,16 @@ class TaskWork:
             line = chunk.start + reject.line  # a chunk of rows begins with the number of its first
         else:
             line = self._lines_before(task) + lines + reject.line
-        skip = "on_error: skip leaves such lines out"
         file = task.files[reject.file - task.first_file]
-        return DataError(
-            reject.reason,
-            where=f"{file.name}:{line}",
-            hint=f"{reject.hint}; or {skip}" if reject.hint else skip,
-        )
+        if file.format == "jsonl" and line == 1 and reject.raw.lstrip().startswith("["):
+            name = Path(file.name.removesuffix(".gz").removesuffix(".zst"))
+            hint = (
+                f"it looks like one JSON array: jq -c '.[]' {name} > {name.with_suffix('.jsonl')}"
+            )
+        else:
+            skip = "on_error: skip leaves such lines out"
+            hint = f"{reject.hint}; or {skip}" if reject.hint else skip
+        return DataError(reject.reason, where=f"{file.name}:{line}", hint=hint)
 
     def _lines_before(self, task: Task) -> int:
         """Return how many lines of its file come before a task; none, unless it is a range.

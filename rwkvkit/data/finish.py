@@ -12,7 +12,7 @@ from rwkvkit.data.chain import Chain
 from rwkvkit.data.corpus import Corpus
 from rwkvkit.data.encoding import placed_rejects
 from rwkvkit.data.inputs import InputFile
-from rwkvkit.data.manifest import Counts, FileRecord, InputRecord, Manifest
+from rwkvkit.data.manifest import Counts, InputRecord, Manifest, OutputRecord
 from rwkvkit.data.parts import Part
 from rwkvkit.data.progress import Report
 from rwkvkit.data.selection import Selection
@@ -26,6 +26,8 @@ VALIDATION = "-val"
 _PAIR = (".bin", ".idx", ".mask")
 SUFFIXES = (*_PAIR, *(VALIDATION + suffix for suffix in _PAIR), REJECTS, manifests.SUFFIX)
 """What a build may leave behind its prefix; the last vouches for the others."""
+MASKS = {".bin": ".mask", VALIDATION + ".bin": VALIDATION + ".mask"}
+"""The suffix of the mask that tokens of a suffix may have."""
 
 _USUAL_CTX_LENS = (512, 1024, 2048, 4096, 8192, 16384)
 
@@ -113,8 +115,7 @@ def finish(
         plan=plan,
         plans=_usual_plans(chain.plan, written.n_tokens),
     )
-    manifests.write_manifest(folder / name, manifest)
-    return manifest
+    return manifests.write_manifest(folder / name, manifest)
 
 
 def _order(chain: Chain) -> Order:
@@ -129,7 +130,7 @@ def _order(chain: Chain) -> Order:
 
 def _write_rejects(
     chain: Chain, folder: Path, inputs: list[InputFile], tasks: list[Task], parts: list[Part]
-) -> FileRecord:
+) -> OutputRecord:
     path = folder / (chain.prefix.name + REJECTS)
     with path.open("w", encoding="utf-8") as lines:
         for file, reject in placed_rejects(tasks, parts, inputs):
@@ -143,7 +144,7 @@ def _write_rejects(
     return _record(chain, folder, REJECTS, files.sha256(path))
 
 
-def _records_of(chain: Chain, folder: Path, name: str, written: BinidxWriter) -> list[FileRecord]:
+def _records_of(chain: Chain, folder: Path, name: str, written: BinidxWriter) -> list[OutputRecord]:
     hashes = (written.bin_sha256, written.idx_sha256, written.mask_sha256)
     return [
         _record(chain, folder, name + suffix, sha256)
@@ -152,9 +153,9 @@ def _records_of(chain: Chain, folder: Path, name: str, written: BinidxWriter) ->
     ]
 
 
-def _record(chain: Chain, folder: Path, suffix: str, sha256: str) -> FileRecord:
+def _record(chain: Chain, folder: Path, suffix: str, sha256: str) -> OutputRecord:
     path = folder / (chain.prefix.name + suffix)
-    return FileRecord(path=path.name, bytes=path.stat().st_size, sha256=sha256)
+    return OutputRecord(path=path.name, bytes=path.stat().st_size, sha256=sha256)
 
 
 def _empty(chain: Chain, rejected: int, filtered: int) -> DataError:

@@ -2,11 +2,17 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 import rwkvkit
 from rwkvkit import files
@@ -14,11 +20,13 @@ from rwkvkit.compare import differences
 from rwkvkit.config import Config
 from rwkvkit.data.chunks import hash_file
 from rwkvkit.data.inputs import InputFile
+from rwkvkit.data.seen import States, states
 from rwkvkit.data.stages import PlanResult, Stage
 from rwkvkit.errors import DataError
 
 FORMAT = 2
 SUFFIX = ".manifest.json"
+_TICK_NS = 1_000_000_000  # the times of files are coarser than nanoseconds, at most so coarse
 
 
 class FileRecord(Config):
@@ -32,6 +40,17 @@ class FileRecord(Config):
 
     sha256: str
     """Its content, hashed."""
+
+
+class OutputRecord(FileRecord):
+    """A file that was written, beside the manifest."""
+
+    @field_validator("path")
+    @classmethod
+    def _is_a_name(cls, path: str) -> str:
+        if path in ("", ".", "..") or "/" in path or "\0" in path:
+            raise ValueError("the path of an output is a bare name")
+        return path
 
 
 class InputRecord(FileRecord):
@@ -59,6 +78,13 @@ class StageRecord(Config):
 
     settings: dict[str, Any]
     """What the output's bytes depend on."""
+
+    @model_validator(mode="after")
+    def _names_the_vocabulary(self) -> "StageRecord":
+        names = [self.settings.get(key) for key in ("tokenizer", "vocabulary")]
+        if self.stage == "encode" and not all(isinstance(name, str) for name in names):
+            raise ValueError("an encode stage has a tokenizer and a vocabulary")
+        return self
 
 
 class Counts(Config):
@@ -96,7 +122,7 @@ class Manifest(Config):
     """Every file that was read, in order."""
 
     documents_in: int
-    """Documents read."""
+    """Documents read that no filter dropped, those outside their source's fraction included."""
 
     documents: int
     """Documents written, repetitions counted."""
@@ -119,7 +145,7 @@ class Manifest(Config):
     validation: Counts | None
     """What went to PREFIX-val, if the chain splits."""
 
-    outputs: list[FileRecord]
+    outputs: list[OutputRecord]
     """The files that were written, this one excepted."""
 
     plan: PlanResult | None
@@ -128,16 +154,28 @@ class Manifest(Config):
     plans: list[PlanResult]
     """The same for the usual ctx_lens that the corpus is large enough for."""
 
+    sha256: str | None = None
+    """Hash of all the other fields; null in the manifests of versions that made none."""
+
+    @model_validator(mode="after")
+    def _encodes_once(self) -> "Manifest":
+        if sum(record.stage == "encode" for record in self.prepare) != 1:
+            raise ValueError("a chain has one encode stage")
+        return self
+
 
 def manifest_path(prefix: Path) -> Path:
     """Return where the manifest of an output lies."""
     return prefix.parent / (prefix.name + SUFFIX)
 
 
-def write_manifest(prefix: Path, manifest: Manifest) -> None:
-    """Write the manifest of an output."""
-    content = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+def write_manifest(prefix: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of an output; return it as it is written, with its hash."""
+    facts = manifest.model_dump(mode="json")
+    facts["sha256"] = _hash(facts)
+    content = json.dumps(facts, indent=1, ensure_ascii=False)
     files.write_text(manifest_path(prefix), content + "\n")
+    return manifest.model_copy(update={"sha256": facts["sha256"]})
 
 
 def read_manifest(prefix: str | Path) -> Manifest | None:
@@ -148,15 +186,25 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
     """
     path = manifest_path(Path(prefix))
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        manifest = Manifest.model_validate_json(content)
+        if manifest.sha256 is not None and manifest.sha256 != _hash(json.loads(content)):
+            raise ValueError("it has another hash")
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             "the manifest cannot be read: damaged, or of another version of rwkvkit",
             where=str(path),
             hint="build the output again",
         ) from error
+    return manifest
+
+
+def _hash(facts: dict[str, Any]) -> str:
+    """Return a hash of the fields of a manifest, its own hash left out."""
+    hashed = {key: value for key, value in facts.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def records(stages: Iterable[Stage]) -> list[StageRecord]:
@@ -172,11 +220,23 @@ def fingerprint(
     seed: int | None,
     ctx_len: int | None,
     inputs: Sequence[InputRecord],
+    *,
+    layout: int = FORMAT,
+    version: str = rwkvkit.__version__,
 ) -> str:
-    """Return a hash of all that an output depends on; the same on every machine."""
+    """Return a hash of all that an output depends on; the same on every machine.
+
+    Args:
+        prepare: the chain.
+        seed: of what is drawn, or None.
+        ctx_len: that is planned for, or None.
+        inputs: what is read.
+        layout: the format of the manifest.
+        version: of rwkvkit.
+    """
     facts = {
-        "format": FORMAT,
-        "rwkvkit": rwkvkit.__version__,
+        "format": layout,
+        "rwkvkit": version,
         "prepare": [record.model_dump(mode="json") for record in prepare],
         "seed": seed,
         "ctx_len": ctx_len,
@@ -204,19 +264,30 @@ def recipe_change(
     return None
 
 
-def input_change(old: Manifest, inputs: Sequence[InputFile], read_ns: int) -> str | None:
+def input_change(
+    old: Manifest, inputs: Sequence[InputFile], read_ns: int, seen: States
+) -> str | None:
     """Say which input differs from what was read, or return None.
 
-    A file of the same size that was last touched before the build had read all (``read_ns``, on the
-    file system's clock), or that its server still calls by the same tag, is taken as unchanged; any
-    other is hashed.
+    A file in the state that it was seen in, or of the same size that its server calls by the same
+    tag or changed last before the build had read all, is taken as unchanged; any other is hashed.
+
+    Args:
+        old: how the output came about.
+        inputs: the files, as they are now.
+        read_ns: when the build had read all, in nanoseconds since 1970.
+        seen: in which state this machine saw files; those that were hashed and found unchanged
+            come to it.
+
+    Raises:
+        DataError: a file cannot be read.
     """
     known = {record.path: record for record in old.inputs}
     for file in inputs:
         record = known.get(file.name)
         if record is None:
             return f"input {file.name} is new"
-        if record.bytes != file.size or not _unchanged(file, record, read_ns):
+        if record.bytes != file.size or not _unchanged(file, record, read_ns, seen):
             return f"input {file.name} changed"
     gone = known.keys() - {file.name for file in inputs}
     if gone:
@@ -226,9 +297,19 @@ def input_change(old: Manifest, inputs: Sequence[InputFile], read_ns: int) -> st
     return None
 
 
-def _unchanged(file: InputFile, record: InputRecord, read_ns: int) -> bool:
-    tagged = file.tag is not None and file.tag == record.tag
-    return tagged or file.unchanged_since(read_ns) or hash_file(file) == record.sha256
+def _unchanged(file: InputFile, record: InputRecord, read_ns: int, seen: States) -> bool:
+    if file.tag is not None and file.tag == record.tag:
+        return True
+    state = file.state()
+    if state and seen.get(file.name) == list(state):
+        return True
+    if file.unchanged_since(read_ns):
+        return True
+    now = states([file], time.time_ns() - _TICK_NS)
+    if hash_file(file) != record.sha256:
+        return False
+    seen |= now
+    return True
 
 
 def _word(value: Any) -> str:

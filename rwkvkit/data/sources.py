@@ -43,7 +43,7 @@ class DatasetName(Config):
 class Source(Config):
     """Where documents are, which part of a line they are, and how often each is in a pass."""
 
-    path: str | None = None
+    path: Annotated[str, Field(min_length=1)] | None = None
     """A file, a folder (searched through), or a glob; ``**`` spans folders. With a protocol
     (``s3://``, ``gs://``, ``https://``) on another machine."""
 
@@ -74,7 +74,7 @@ class Source(Config):
 
     format: Format | None = None
     """``jsonl``: a JSON object a line; ``text``: a document a file; ``parquet`` and ``arrow``: a
-    row of the table. Default: by the suffix."""
+    row of the table. Default: by the suffix; ``.txt`` is text, where no field is asked for."""
 
     separator: Annotated[str, Field(min_length=1)] | None = None
     """For text: what separates documents, such as ``"\\n\\n\\n"``, if a file holds several."""
@@ -94,9 +94,7 @@ class Source(Config):
 
     @model_validator(mode="after")
     def _one_form(self) -> "Source":
-        given = {"field", "template", "chat"} & {
-            key for key in self.model_fields_set if getattr(self, key) is not None
-        }
+        given = self._given
         if len(given) > 1:
             raise ValueError(f"a source has only one of {' and '.join(sorted(given))}")
         if self.loss == "assistant" and self.chat is None:
@@ -105,6 +103,16 @@ class Source(Config):
             raise ValueError(f"text files have no fields, so no {given.pop()}")
         _ = self.form
         return self
+
+    @property
+    def _given(self) -> set[str]:
+        told = {key for key in self.model_fields_set if getattr(self, key) is not None}
+        return told & {"field", "template", "chat"}
+
+    @property
+    def asks_for_fields(self) -> bool:
+        """Whether it says what of a line is the text, so that it is not of text files."""
+        return bool(self._given)
 
     @property
     def name(self) -> str:

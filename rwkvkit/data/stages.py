@@ -1,21 +1,21 @@
 """The stages of ``prepare``: each one typed class, its fields the keys of the recipe.
 
 A recipe's ``prepare`` is a list of them. What a stage takes from the one before it and gives to the
-next is declared, so a chain can be checked before anything runs (``check_chain``).
+next is declared, so a chain can be checked before anything runs (``chain.check_chain``).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rwkvkit.config import Config
 from rwkvkit.data.filters import Filter
-from rwkvkit.data.inputs import InputFile, find_files
+from rwkvkit.data.finding import find_files
+from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.prime import coverage_warning, magic_prime
 from rwkvkit.data.sources import Source
 from rwkvkit.data.stage import Stage
-from rwkvkit.errors import RecipeError
 
 if TYPE_CHECKING:
     from rwkvkit.tokenizer.text import Tokenizer
@@ -54,14 +54,18 @@ class Read(Stage):
         """Whether some tokens do not count in the loss, so that the output has a mask."""
         return any(source.counted != "all" for source in self.sources)
 
-    def files(self, exclude: Collection[str] = frozenset()) -> list[InputFile]:
-        """Return the files to read, in order, except those in ``exclude`` (real paths).
+    def files(
+        self,
+        exclude: Collection[str] = frozenset(),
+        skipped: dict[int, list[str]] | None = None,
+    ) -> list[InputFile]:
+        """Return the files to read, in order; see ``find_files``.
 
         Raises:
             DataError: a source names no file.
             RecipeError: a file's format must be told.
         """
-        return find_files(self.sources, exclude)
+        return find_files(self.sources, exclude, skipped)
 
     def summary(self) -> str:
         """Name the sources."""
@@ -219,6 +223,13 @@ class WriteBinidx(Stage):
     prefix: Annotated[str, Field(min_length=1)]
     """Path of the output without suffix; its folder is created."""
 
+    @field_validator("prefix")
+    @classmethod
+    def _ends_in_a_name(cls, prefix: str) -> str:
+        if prefix.rpartition("/")[2] in ("", ".", "..") or "\0" in prefix:
+            raise ValueError("a prefix ends in the name that the files are to have: out/data")
+        return prefix
+
     def settings(self) -> dict[str, Any]:
         """Leave out the path: where the files lie changes nothing in them."""
         return {}
@@ -287,35 +298,3 @@ STAGES: tuple[type[Stage], ...] = (
     WriteBinidx,
     Plan,
 )
-
-
-def check_chain(stages: Sequence[Stage]) -> None:
-    """Check that each stage finds before it what it takes.
-
-    Raises:
-        RecipeError: a stage is missing, doubled, or out of place.
-    """
-    standing: str | None = None
-    for i, stage in enumerate(stages):
-        where = f"prepare[{i}].{stage.key}"
-        if not stage.repeatable and any(type(other) is type(stage) for other in stages[:i]):
-            raise RecipeError(f"a second {stage.key}", where=where, hint="a chain has one of each")
-        if stage.takes != standing:
-            makers = [
-                other.key
-                for other in STAGES
-                if other.gives == stage.takes and other.takes != other.gives
-            ]
-            raise RecipeError(
-                f"{stage.key} needs {stage.takes} before it, and finds {standing or 'nothing'}",
-                where=where,
-                hint=f"{stage.takes} come{'s' if stage.takes != 'tokens' else ''} from "
-                + " or ".join(makers),
-            )
-        standing = stage.gives
-    if standing != "binidx":
-        raise RecipeError(
-            "the chain writes nothing",
-            where="prepare",
-            hint="the usual chain is: read, encode, repeat-shuffle, write-binidx, plan",
-        )

@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rwkvkit.data.inputs import InputFile
+from rwkvkit.errors import UsageError
+from rwkvkit.resources import cores
 
 _TASK_BYTES = 16 << 20
 _MOST_TASKS = 4096  # of one corpus, its compressed files and changes of format not counted
 _MOST_FILES = 4096  # in a task
+_SMALL = 64 << 20  # input bytes that this process encodes before workers would have started
+_EXPANSION = 4  # how much compressed text counts for more than its size
 
 
 @dataclass(frozen=True)
@@ -89,3 +93,28 @@ def make_tasks(inputs: Sequence[InputFile], task_bytes: int | None = None) -> li
             add(i, i, start, min(start + size, file.size))
     add_group()
     return tasks
+
+
+def n_workers(told: int | None, inputs: Sequence[InputFile]) -> int:
+    """Return how many processes a build has.
+
+    Args:
+        told: their number, or None for one a core, or none but this one if there is little to do.
+        inputs: the files.
+
+    Raises:
+        UsageError: fewer than one.
+    """
+    if told is not None and told < 1:
+        raise UsageError(
+            f"a build takes 1 worker at least, not {told}",
+            hint="leave workers out for one a core",
+        )
+    return told or _default_workers(inputs)
+
+
+def _default_workers(inputs: Sequence[InputFile]) -> int:
+    if any(file.dataset for file in inputs):
+        return cores()
+    work = sum(file.size * (_EXPANSION if file.compression else 1) for file in inputs)
+    return 1 if work < _SMALL else cores()

@@ -9,7 +9,7 @@ from rwkvkit import files
 from rwkvkit.data.binidx import Binidx, bin_path, open_binidx
 from rwkvkit.data.contents import check_tokens, tokenizer_of
 from rwkvkit.data.finish import VALIDATION
-from rwkvkit.data.manifest import Counts, Manifest, manifest_path, read_manifest
+from rwkvkit.data.manifest import Counts, Manifest, fingerprint, manifest_path, read_manifest
 from rwkvkit.data.stages import PlanResult
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.text import Tokenizer
@@ -23,10 +23,10 @@ _UNREADABLE = "check its permissions; where it is gone, rwkvkit prepare makes it
 def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Iterator[str]:
     """Check a dataset, and yield what was found right, in words, as it is found.
 
-    Checked are the size and hash of every file the manifest names, the counts, the index against
-    the data, the range of every token, and of a sample of documents that they end as documents do
-    and, with the World tokenizer, are text that encodes to the same tokens; at last magic prime
-    and exit tokens.
+    Checked are the manifest against its own hash and fingerprint, the size and hash of every file
+    it names, the counts, the index against the data, the range of every token, and of a sample of
+    documents that they end as documents do and, with the World tokenizer, are text that encodes to
+    the same tokens; at last magic prime and exit tokens.
 
     Args:
         prefix: path of the dataset, with or without suffix.
@@ -46,6 +46,7 @@ def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Itera
             if trained != path and manifest_path(trained).exists()
             else "rwkvkit inspect checks a dataset that has none",
         )
+    _check_fingerprint(manifest, path)
     for output in manifest.outputs:
         _check_file(path.with_name(output.path), output.bytes, output.sha256)
     yield f"{len(manifest.outputs)} files agree with the manifest"
@@ -72,6 +73,24 @@ def verify_dataset(prefix: str | Path, vocab: str | Path | None = None) -> Itera
     if manifest.plan:
         _check_plans([manifest.plan, *manifest.plans], manifest.tokens, path)
         yield f"the magic prime is {manifest.plan.magic_prime}, as sympy finds it"
+
+
+def _check_fingerprint(manifest: Manifest, path: Path) -> None:
+    """Check that the manifest has the fingerprint of what it says the dataset is made from."""
+    own = fingerprint(
+        manifest.prepare,
+        manifest.seed,
+        manifest.ctx_len,
+        manifest.inputs,
+        layout=manifest.format,
+        version=manifest.rwkvkit,
+    )
+    if own != manifest.fingerprint:
+        raise DataError(
+            "the fingerprint is not that of the recipe and the inputs that the manifest names",
+            where=str(manifest_path(path)),
+            hint=_DAMAGED,
+        )
 
 
 def _check_file(path: Path, size: int, sha256: str) -> None:

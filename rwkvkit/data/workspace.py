@@ -1,4 +1,4 @@
-"""The folder beside the output in which a build happens, and the output's move into place.
+"""The folder beside the output in which a build happens.
 
 The folder outlives a build that is stopped, so that the same command can go on from there. It is
 tied to what is built by a fingerprint, and locked while processes work in it: by one alone, or by
@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rwkvkit import files
 from rwkvkit.errors import DataError, SetupError, UnreachableError
 
 _FINGERPRINT = "fingerprint"
@@ -76,27 +75,6 @@ def shared_workspace(prefix: Path, fingerprint: str) -> Iterator[Path]:
 def folder_of(prefix: Path) -> Path:
     """Return the folder in which the output ``prefix`` is built."""
     return prefix.with_name(f".{prefix.name}.build")
-
-
-def publish(folder: Path, prefix: Path, suffixes: tuple[str, ...]) -> None:
-    """Move ``folder/name + suffix`` beside ``prefix`` for every suffix that was built.
-
-    What was not built is removed from there. The last suffix vouches for the others: its old file
-    goes first and its new one comes last, so that a kill in between leaves an output that nothing
-    vouches for, never a mixture that looks whole.
-    """
-    _beside(prefix, suffixes[-1]).unlink(missing_ok=True)
-    for suffix in suffixes:
-        built = _beside(folder / prefix.name, suffix)
-        if built.exists():
-            built.replace(_beside(prefix, suffix))
-        else:
-            _beside(prefix, suffix).unlink(missing_ok=True)
-    files.fsync(prefix.parent)
-
-
-def _beside(prefix: Path, suffix: str) -> Path:
-    return prefix.with_name(prefix.name + suffix)
 
 
 def _create(folder: Path) -> list[Path]:

@@ -277,7 +277,7 @@ class CorpusWriter:
         count = block.n_tokens
         gathered = {}
         for suffix in self._suffixes:
-            if len(rooms.get(suffix, ())) < count:
+            if suffix not in rooms or len(rooms[suffix]) < count:
                 most = self._block_bytes // self._token_width()
                 rooms[suffix] = np.empty(max(count, most), self._dtype(suffix))
             gathered[suffix] = rooms[suffix][:count]

@@ -89,6 +89,19 @@ def test_a_bad_line_in_a_compressed_file(folder: Path, run) -> None:
     assert "text.jsonl.gz:3: no field 'text'" in outcome.err
 
 
+@pytest.mark.parametrize("content", [b'[{"text": "one"}]', b'[\n  {"text": "one"}\n]\n'])
+def test_an_array_is_told_from_lines(folder: Path, run, content: bytes) -> None:
+    """To skip its lines would be to lose it."""
+    (folder / "alpaca.json").write_bytes(content)
+    outcome = run("prepare", "r.yaml", "--set", "prepare.read.path=alpaca.json")
+    assert outcome.code == 4
+    assert "error: alpaca.json:1: " in outcome.err
+    assert (
+        "hint: it looks like one JSON array: jq -c '.[]' alpaca.json > alpaca.jsonl" in outcome.err
+    )
+    assert "on_error" not in outcome.err
+
+
 def test_files_that_cannot_be_read(folder: Path, run) -> None:
     missing = run("prepare", "r.yaml", "--set", "prepare.read.path=absent/*.jsonl")
     assert missing.code == 4
@@ -162,6 +175,7 @@ def test_interrupted_it_goes_on_where_it_stood(folder: Path, run) -> None:
     (folder / "text.jsonl").write_bytes(document)
     assert run("prepare", "r.yaml").code == 0
     assert files_in(folder / "out") == [
+        "tiny/.data.inputs.json",
         "tiny/data.bin",
         "tiny/data.idx",
         "tiny/data.manifest.json",
@@ -176,11 +190,11 @@ def test_interrupted_it_goes_on_where_it_stood(folder: Path, run) -> None:
         ("prepare.repeat-shuffle.epoch=3", "unknown key (did you mean 'epochs'?)"),
         ("prepare.repeat-shuffle.epochs=x", "should be a valid integer, not 'x'"),
         ("model.size=x070-1b", "unknown size 'x070-1b'"),
-        ("prepare.read.path=text.txt", "text.txt"),
+        ("prepare.read.path=text.log", "text.log"),
     ],
 )
 def test_recipe_mistakes(folder: Path, run, setting: str, message: str) -> None:
-    (folder / "text.txt").write_text("text")
+    (folder / "text.log").write_text("text")
     if setting.startswith("model"):
         outcome = run("train", "r.yaml", "--set", "model={size: x070-1b}")
     else:
@@ -208,9 +222,48 @@ def test_memory_is_a_size(folder: Path, run) -> None:
     outcome = run("prepare", "r.yaml", "--memory", "much")
     assert outcome.code == 2
     assert "'much' is no size such as 512MiB" in outcome.err
-    outcome = run("prepare", "r.yaml", "--memory", "3")
+    outcome = run("prepare", "r.yaml", "--memory", "512")
     assert outcome.code == 2
-    assert "'3' is less than 1,024 bytes: write a unit, as in 2GiB" in outcome.err
+    assert "'512' is less than 1,024 bytes: did you mean 512MiB?" in outcome.err
+    outcome = run("prepare", "r.yaml", "--memory", "0.5K")
+    assert outcome.code == 2
+    assert "'0.5K' is less than 1,024 bytes: 2GiB, say, is more" in outcome.err
+
+
+@pytest.mark.parametrize("prefix", [".", "/", "..", "out/", "out/..", "a\0b"])
+def test_a_prefix_ends_in_a_name(folder: Path, run, prefix: str) -> None:
+    before = files_in(folder)
+    write = json.dumps(f"prepare.write-binidx={json.dumps(prefix)}")
+    outcome = run("prepare", "r.yaml", "--set", json.loads(write))
+    assert outcome.code == 3
+    assert "ends in the name that the files are to have: out/data" in outcome.err
+    assert files_in(folder) == before
+
+
+def test_the_files_of_sources_and_outputs_are_told(folder: Path, run) -> None:
+    """By the dry run; what is read also when it is."""
+    (folder / "in").mkdir()
+    (folder / "in/a.jsonl").write_bytes(GOOD)
+    (folder / "in/b.txt").write_text("a text")
+    (folder / "in/c.md").touch()
+    chat = {"m": [{"role": "assistant", "content": "words"}]}
+    (folder / "chat.jsonl").write_text((json.dumps(chat) + "\n") * 9)
+    chain = (
+        "prepare=[{read: {sources: [in, {path: chat.jsonl, chat: m}], on_error: skip}},"
+        " {encode: {vocab: bytes.txt}}, {split: 0.3}, {write-binidx: out/data}]"
+    )
+    told = "source in: 2 files (1 jsonl, 1 text), "
+    outcome = run("prepare", "r.yaml", "--set", chain, "--dry-run")
+    assert told in outcome.out
+    assert "skipped 1 of unknown suffix: c.md" in outcome.out
+    [line] = [line for line in outcome.out.splitlines() if line.startswith("write-binidx: ")]
+    named = line.removeprefix("write-binidx: ").replace("; for bad lines ", ", ").split(", ")
+    outcome = run("prepare", "r.yaml", "--set", chain)
+    assert outcome.code == 0, outcome.err
+    assert told in outcome.err
+    there = {name for name in files_in(folder) if name.startswith("out/data")}
+    assert there == {*named} - {"out/data.rejects.jsonl"}
+    assert "out/data-val.mask" in there
 
 
 def test_the_fingerprint_names_what_would_be_built(folder: Path, run) -> None:

@@ -8,6 +8,11 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from rwkvkit.data.verify import verify_dataset
+from rwkvkit.errors import DataError
+from rwkvkit.recipe.dataset import make_build
+from rwkvkit.recipe.load import load_recipe
+
 CHAT = [
     {"messages": [{"role": "user", "content": f"Question {i}?"},
                   {"role": "assistant", "content": f"Answer {i}."}]}
@@ -57,14 +62,21 @@ def test_a_flipped_bit_is_found(folder: Path, run, suffix: str) -> None:
 
 def test_wrong_counts_are_found(folder: Path, run) -> None:
     assert run("prepare", "r.yaml").code == 0
-    record = folder / f"{DATA}.manifest.json"
-    manifest = json.loads(record.read_text())
-    record.write_text(json.dumps(manifest | {"documents": 7}))
+    rewrite(folder, lambda manifest: manifest.update(documents=7))
     outcome = run("verify", DATA, "--vocab", "bytes.txt")
     assert outcome.code == 4
     assert "80 documents and" in outcome.err
     assert "the manifest has 7 and" in outcome.err
     assert "hint: it was changed or damaged" in outcome.err
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change what the manifest says, and take away the hash that would tell."""
+    record = folder / f"{DATA}.manifest.json"
+    manifest = json.loads(record.read_text())
+    del manifest["sha256"]
+    change(manifest)
+    record.write_text(json.dumps(manifest))
 
 
 def forge(folder: Path, change) -> None:
@@ -75,10 +87,7 @@ def forge(folder: Path, change) -> None:
     tokens = np.fromfile(path, "<u2")
     change(tokens)
     tokens.tofile(path)
-    record = folder / f"{DATA}.manifest.json"
-    manifest = json.loads(record.read_text())
-    manifest["outputs"][0]["sha256"] = sha256(path)
-    record.write_text(json.dumps(manifest))
+    rewrite(folder, lambda manifest: manifest["outputs"][0].update(sha256=sha256(path)))
 
 
 @pytest.mark.parametrize(
@@ -110,13 +119,59 @@ def test_wrong_tokens_are_found(folder: Path, run, place: int, token: int, messa
 )
 def test_wrong_plans_are_found(folder: Path, run, name: str, wrong) -> None:
     assert run("prepare", "r.yaml").code == 0
-    record = folder / f"{DATA}.manifest.json"
-    manifest = json.loads(record.read_text())
-    manifest["plan"][name] = wrong(manifest["plan"][name])
-    record.write_text(json.dumps(manifest))
+    value = wrong(json.loads((folder / f"{DATA}.manifest.json").read_text())["plan"][name])
+    rewrite(folder, lambda manifest: manifest["plan"].update({name: value}))
     outcome = run("verify", DATA, "--vocab", "bytes.txt")
     assert outcome.code == 4
-    assert f"{name} {manifest['plan'][name]}" in outcome.err
+    assert f"{name} {value}" in outcome.err
+
+
+def test_a_wrong_fingerprint_is_found(folder: Path, run) -> None:
+    assert run("prepare", "r.yaml").code == 0
+    rewrite(folder, lambda manifest: manifest.update(seed=43))
+    outcome = run("verify", DATA, "--vocab", "bytes.txt")
+    assert outcome.code == 4
+    assert "the fingerprint is not that of the recipe and the inputs" in outcome.err
+    assert "hint: it was changed or damaged" in outcome.err
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_found(folder: Path, run) -> None:
+    """By ``verify``; and ``prepare`` makes the dataset again."""
+    assert run("prepare", "r.yaml").code == 0
+    record = folder / f"{DATA}.manifest.json"
+    content = record.read_bytes()
+    for place in range(0, len(content), 7):
+        if content[place : place + 1].isspace():
+            continue
+        record.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(DataError):
+            list(verify_dataset(folder / DATA, folder / "bytes.txt"))
+    record.write_bytes(content.replace(b'"rejected": 0', b'"rejected": 1'))
+    outcome = run("verify", DATA, "--vocab", "bytes.txt")
+    assert outcome.code == 4
+    assert "the manifest cannot be read: damaged" in outcome.err
+    assert "the manifest cannot be read: damaged" in run("prepare", "r.yaml").err
+    assert record.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["prepare"][1].update(stage="encodf"),
+        lambda manifest: manifest["prepare"][1]["settings"].pop("vocabulary"),
+        lambda manifest: manifest["outputs"][0].update(path=""),
+        lambda manifest: manifest["outputs"][0].update(path="../data.bin"),
+        lambda manifest: manifest["outputs"][0].update(path="data\0bin"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_an_error(folder: Path, run, change) -> None:
+    assert run("prepare", "r.yaml").code == 0
+    rewrite(folder, change)
+    outcome = run("verify", DATA, "--vocab", "bytes.txt")
+    assert outcome.code == 4
+    assert "the manifest cannot be read" in outcome.err
+    assert "hint: build the output again" in outcome.err
+    assert run("prepare", "r.yaml").code == 0
 
 
 def test_no_manifest_to_go_by(folder: Path, run) -> None:
@@ -139,9 +194,22 @@ def test_the_card_shows_numbers_samples_and_the_mask(folder: Path, run) -> None:
     assert "![lengths and token frequencies](data.png)" in card
     assert (folder / f"{DATA}.png").read_bytes().startswith(b"\x89PNG")
     assert run("verify", DATA, "--vocab", "bytes.txt").code == 0
+    left = [folder / f"out/tiny/.data.{kind}.abc.tmp" for kind in ("md", "png")]
     (folder / f"{DATA}.md").unlink()
+    for path in left:
+        path.touch()
     assert "up to date" in run("prepare", "r.yaml", "--set", read).err
     assert (folder / f"{DATA}.md").read_text() == card
+    assert not any(path.exists() for path in left)
+
+
+def test_a_build_that_was_killed_before_its_card_gets_it_later(folder: Path, run) -> None:
+    assert run("prepare", "r.yaml").code == 0
+    old = (folder / f"{DATA}.md").read_text()
+    make_build(load_recipe("r.yaml", ["prepare.repeat-shuffle.epochs=3"])).run()
+    assert "up to date" in run("prepare", "r.yaml", "--set", "prepare.repeat-shuffle.epochs=3").err
+    assert "| documents | 120 |" in (folder / f"{DATA}.md").read_text()
+    assert "| documents | 80 |" in old
 
 
 def test_a_dataset_of_another_tokenizer(folder: Path, run) -> None:

@@ -7,8 +7,9 @@ from rwkvkit import WorldTokenizer, open_binidx
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file in a folder."""
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+    """Return the SHA-256 of each file in a folder that is not of this machine alone."""
+    there = (path for path in folder.iterdir() if not path.name.endswith(".inputs.json"))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
 
 
 def decoded(prefix: Path) -> list[str]:

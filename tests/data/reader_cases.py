@@ -4,7 +4,7 @@ import numpy as np
 
 from rwkvkit import WorldTokenizer, open_binidx
 from rwkvkit.data.chunks import hash_file, task_chunks
-from rwkvkit.data.inputs import find_files
+from rwkvkit.data.finding import find_files
 from rwkvkit.data.readers import read_file_chunk
 from rwkvkit.data.sources import Source
 from rwkvkit.data.tasks import make_tasks

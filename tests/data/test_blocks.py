@@ -11,6 +11,7 @@ def listed(blocks):
     places, sizes, n_blocks = [], [], 0
     for block in blocks:
         n_blocks += 1
+        assert len(block.sizes)
         order = np.argsort(block.targets, kind="stable")
         filled = block.sizes > 0  # documents of no tokens may stand anywhere between the others
         assert np.array_equal(block.sizes[order][filled[order]], block.ordered[block.ordered > 0])

@@ -175,6 +175,18 @@ def test_a_changed_source_starts_anew(command, build, tmp_path):
     assert digests(tmp_path / "out") == clean(build, tmp_path)
 
 
+def test_another_source_of_the_same_size_and_time_starts_anew(command, build, tmp_path):
+    """Such as a package manager or a copying program leaves it."""
+    source, other = tmp_path / "in.jsonl", tmp_path / "other.jsonl"
+    other.write_text(source.read_text().replace("word ", "else "))
+    for path in (source, other):
+        os.utime(path, (10**9, 10**9))
+    stopped(command("out", 1, "encode", 25), signal.SIGKILL)
+    other.replace(source)
+    subprocess.run(command("out", 1), check=True)
+    assert digests(tmp_path / "out") == clean(build, tmp_path)
+
+
 def test_ten_kills_at_random_moments_and_the_same_command(tmp_path, build, jsonl):
     source = jsonl("in.jsonl", [f"document {i} " + "word " * (i % 97) for i in range(6000)])
     script = tmp_path / "driver.py"

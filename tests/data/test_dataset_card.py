@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from rwkvkit import WorldTokenizer
+from rwkvkit.data.build import Build
 from rwkvkit.data.card import card_path, write_card
+from rwkvkit.data.filters import Filter
+from rwkvkit.data.stages import Encode, Read, WriteBinidx
 from rwkvkit.errors import DataError
 
 
@@ -42,6 +45,21 @@ def test_what_is_no_table_stays_within_its_cell(build, tmp_path: Path) -> None:
     rows = [line for line in card_path(made.prefix).read_text().splitlines() if "b.txt |" in line]
     assert [row.replace("\\|", "").count("|") for row in rows] == [4]
     assert rows[0].startswith(f"| {tmp_path}/a\\|b.txt | ")
+
+
+def test_it_counts_all_that_was_read_and_names_no_seed_that_was_not_used(jsonl, tmp_path) -> None:
+    chain = [
+        Read.model_validate(Read.expand(jsonl("a.jsonl", ["long enough"] * 2 + ["short"]))),
+        Filter(min_chars=8),
+        Encode(),
+        WriteBinidx(prefix=str(tmp_path / "data")),
+    ]
+    made = Build(chain, seed=42, ctx_len=16)
+    made.run()
+    write_card(made.prefix, WorldTokenizer())
+    card = card_path(made.prefix).read_text()
+    for row in ("documents read | 3", "documents filtered out | 1", "seed | not used"):
+        assert f"| {row} |" in card
 
 
 def test_without_a_manifest_there_is_none(tmp_path: Path) -> None:

@@ -120,7 +120,6 @@ def test_remote_paths(build, memory, tmp_path, chunk_bytes):
     memory.pipe("/d/a-2.jsonl", LINES)
     memory.pipe("/d/a-10.jsonl.gz", gzip.compress(LINES))
     memory.pipe("/d/notes.md", b"no")
-    memory.pipe("/d/c.txt", b"one--two")
     prefix = tmp_path / "out" / "data"
     for path, count in (
         ("memory://d/a-2.jsonl", 1),
@@ -134,10 +133,12 @@ def test_remote_paths(build, memory, tmp_path, chunk_bytes):
         assert made.status().up_to_date
     names = [record.path for record in read_manifest(prefix).inputs]
     assert names == ["memory:///d/a-2.jsonl", "memory:///d/a-10.jsonl.gz"]
+    memory.pipe("/d/c.txt", b"one--two")
     build({"path": "memory://d/c.txt", "separator": "--"}).run()
     assert written(prefix) == ["one", "two"]
-    build({"path": "memory://d/c.txt", "format": "text"}).run()
-    assert written(prefix) == ["one--two"]
+    for source in ({"path": "memory://d/c.txt", "format": "text"}, "memory://d/c.txt"):
+        build(source).run()
+        assert written(prefix) == ["one--two"]
 
 
 def test_a_remote_table(memory):
@@ -293,7 +294,7 @@ def test_a_protocol_whose_package_is_missing(tmp_path, path, module, package):
     code = f"""
 import sys
 sys.modules[{module!r}] = None
-from rwkvkit.data.inputs import find_files
+from rwkvkit.data.finding import find_files
 from rwkvkit.data.sources import Source
 from rwkvkit.errors import SetupError
 try:

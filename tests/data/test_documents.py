@@ -1,7 +1,9 @@
 """The chunked reader against a strict reader, line by line, in plain Python."""
 
 import gzip
+import io
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ from line_cases import contents, strict
 
 from rwkvkit.data.chunks import hash_file, task_chunks
 from rwkvkit.data.documents import read_chunk
-from rwkvkit.data.inputs import find_files
+from rwkvkit.data.finding import find_files
 from rwkvkit.data.sources import Source
 from rwkvkit.data.tasks import make_tasks
+from rwkvkit.data.unpack import decompressed
 from rwkvkit.errors import DataError
 
 PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
@@ -102,6 +105,32 @@ def test_zstd_with_a_long_window(folder):
     path = folder / "long.jsonl.zst"
     path.write_bytes(frame + line)
     assert read(path, 1 << 20)[0] == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+def test_few_bytes_that_stand_for_many_come_in_pieces(kind):
+    content = b'{"text":"a"}\n' * 700_000
+    pack = PACKERS[".gz" if kind == "gzip" else ".zst"]
+    packed = pack(content) + pack(b"") + pack(content[:-1]) + pack(b"b")
+    pieces = list(decompressed(io.BytesIO(packed), kind))
+    assert b"".join(pieces) == content + content[:-1] + b"b"
+    assert max(map(len, pieces)) <= 1 << 20
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd", "stored"])
+def test_a_stream_that_is_cut_anywhere_is_damaged(kind):
+    """Whether a block is packed or stands as it is, and after another stream."""
+    content = bytes(range(256)) + b"word " * 20
+    if kind == "stored":
+        frame = b"\x28\xb5\x2f\xfd\0\x58" + (len(content) << 3 | 1).to_bytes(3, "little")
+        packed = frame + content
+    else:
+        packed = PACKERS[".gz" if kind == "gzip" else ".zst"](content)
+    kind = "gzip" if kind == "gzip" else "zstd"
+    assert b"".join(decompressed(io.BytesIO(packed * 2), kind)) == content * 2
+    for cut in (*range(1, len(packed)), *range(len(packed) + 1, 2 * len(packed))):
+        with pytest.raises((EOFError, zlib.error, zstandard.ZstdError)):
+            list(decompressed(io.BytesIO((packed * 2)[:cut]), kind))
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from rwkvkit.data.chunk_work import ChunkWork
 from rwkvkit.data.filters import Filter, share_of_letters, share_of_repeated_lines
-from rwkvkit.data.inputs import find_files
+from rwkvkit.data.finding import find_files
 from rwkvkit.data.stages import Encode, Read
 
 

@@ -37,7 +37,7 @@ if __name__ == "__main__":
         build(int(epochs), int(workers))
     except SetupError as error:
         print(error.exit_code, error.where, error.what)
-    print("kept" if files() == before and len(before) == 3 else (before, files()))
+    print("kept" if files() == before and len(before) == 4 else (before, files()))
     if int(limit) == 0:
         build(2, 1)  # the room that it took is free again, or used again
         print("built")

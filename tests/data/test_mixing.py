@@ -99,6 +99,28 @@ def test_documents_stay_where_they_are_unless_the_cache_cannot_hold_them(
     assert digests(tmp_path / "small") == digests(tmp_path / "plain")
 
 
+@pytest.mark.parametrize("cache", [0, 1 << 40])
+@pytest.mark.parametrize("seed", range(4))
+def test_documents_may_be_larger_than_a_block(sources, jsonl, tmp_path, monkeypatch, seed, cache):
+    few = [jsonl("few.jsonl", ["word " * 300, "a", "more " * 500]), sources[1]]
+    settings = {"epochs": 2, "seed": seed, "dedup": True, "validation": 0.1}
+    make(few, tmp_path / "plain" / "d", **settings).run()
+    monkeypatch.setattr("rwkvkit.data.writing._cache_bytes", lambda: cache)
+    monkeypatch.setattr("rwkvkit.data.writing._BLOCK", 64)
+    make(few, tmp_path / "small" / "d", **settings).run(memory=1 << 20 if cache else 3000)
+    assert digests(tmp_path / "small") == digests(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_document_of_many_megabytes_is_shuffled(tmp_path, seed):
+    """With the memory that everyone has: it is larger than a block."""
+    (tmp_path / "1.txt").write_text("a\n" * 4_500_000)
+    (tmp_path / "2.txt").write_text("b")
+    source = {"path": f"{tmp_path}/*.txt", "format": "text"}
+    make(source, tmp_path / "d", epochs=1, seed=seed).run()
+    assert sorted(map(len, open_binidx(tmp_path / "d"))) == [2, 9_000_001]
+
+
 @pytest.mark.parametrize(("said", "least"), [("4096\n", 4096), ("max\n", None), (None, None)])
 def test_a_container_has_less_room_for_files(tmp_path, monkeypatch, said, least):
     limit = tmp_path / "memory.max"

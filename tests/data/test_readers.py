@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reader_cases import ROWS, read, written
 
 from rwkvkit.data.chunk_work import ChunkWork
-from rwkvkit.data.inputs import find_files
+from rwkvkit.data.finding import find_files
 from rwkvkit.data.readers import file_chunks, tables
 from rwkvkit.data.sources import Source
 from rwkvkit.data.stages import Encode, Read
@@ -296,3 +296,18 @@ def test_a_folder_of_all_formats(tmp_path, parquet):
     (tmp_path / "c.parquet.gz").write_text("no")
     found = [(Path(f.path).name, f.format) for f in find_files([Source(path=str(tmp_path))])]
     assert found == [("a.arrow", "arrow"), ("b.jsonl", "jsonl"), ("rows.parquet", "parquet")]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_two_columns_of_one_name_are_refused(build, tmp_path, suffix):
+    table = pa.table([["a"], ["b"]], names=["text", "text"])
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(DataError, match="2 columns 'text'") as caught:
+        build(str(path)).run()
+    assert caught.value.where == str(path)
+    assert "one column of that name" in caught.value.hint

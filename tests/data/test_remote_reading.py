@@ -5,7 +5,7 @@ import pytest
 from chunk_cases import chunks
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from rwkvkit.data.inputs import find_files
+from rwkvkit.data.finding import find_files
 from rwkvkit.data.sources import Source
 
 DATA = b"\n".join(b'{"text": "%s"}' % (b"x" * (i * 37 % 900)) for i in range(3000))

@@ -1,11 +1,12 @@
 import json
+import os
 import random
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from rwkvkit.data.inputs import find_files, natural_key
+from rwkvkit.data.finding import find_files, natural_key, source_line
 from rwkvkit.data.sources import Source
 from rwkvkit.errors import DataError, RecipeError
 
@@ -71,14 +72,82 @@ def test_the_suffix_tells_the_format(name, format, compression):
 
 
 def test_another_suffix_needs_the_format():
-    touch("a.txt", "b.txt.gz")
-    for name in ("a.txt", "b.txt.gz"):
+    touch("a.md", "b.md.gz", "c.txt")
+    for name, more in (("a.md", {}), ("b.md.gz", {}), ("c.txt", {"field": "body"})):
         with pytest.raises(RecipeError, match="does not tell the format") as caught:
-            names(name)
+            names(name, **more)
         assert "format: text" in caught.value.hint
         assert caught.value.where == name
-    (file,) = find_files([Source(path="b.txt.gz", format="text")])
+    (file,) = find_files([Source(path="b.md.gz", format="text")])
     assert (file.format, file.compression) == ("text", "gzip")
+
+
+def test_a_folder_gives_its_texts_too_and_says_what_it_leaves_out():
+    touch("d/1.txt", "d/2.txt.gz", "d/e/3.txt.zst", "d/a.jsonl", "d/README.md", "d/.hidden")
+    source, skipped = Source(path="d"), {}
+    found = find_files([source], skipped=skipped)
+    assert [file.name for file in found] == ["d/1.txt", "d/2.txt.gz", "d/a.jsonl", "d/e/3.txt.zst"]
+    assert skipped == {0: ["d/README.md"]}
+    line = (
+        "source d: 4 files (3 text, 1 jsonl), 12 bytes, x2; skipped 1 of unknown suffix: README.md"
+    )
+    assert source_line(source, found, skipped[0], 2) == line
+
+
+def test_a_folder_of_lines_leaves_texts_out():
+    """Whoever names a field means lines that have it."""
+    touch("d/a.jsonl", *(f"d/{i}.txt" for i in range(5)))
+    source, skipped = Source(path="d", field="body"), {}
+    found = find_files([source], skipped=skipped)
+    assert [file.name for file in found] == ["d/a.jsonl"]
+    line = source_line(source, found, skipped[0], 1)
+    assert line.endswith("; skipped 5 of unknown suffix: 0.txt, 1.txt, 2.txt, …")
+
+
+def test_lines_that_are_read_as_text_are_told():
+    touch("d/a.jsonl", "d/b.txt", "d/c.md")
+    source = Source(path="d", format="text")
+    line = source_line(source, find_files([source]), [], 1)
+    assert line == "source d: 3 files, 9 bytes, x1; 1 read as text in spite of the suffix: a.jsonl"
+
+
+def test_a_folder_of_nothing_but_other_files_names_some():
+    touch("d/a.csv", "d/b.csv")
+    with pytest.raises(DataError, match="no file to read") as caught:
+        names("d")
+    assert "there is a.csv, b.csv" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dataset_dict.json", "garbage"),
+        ("dataset_dict.json", '{"splits": []}'),
+        ("dataset_dict.json", '{"splits": [1]}'),
+        ("state.json", '{"_data_files": [{}]}'),
+        ("state.json", '{"_data_files": 3}'),
+    ],
+)
+def test_a_damaged_saved_dataset_is_named(name, content):
+    touch("d/dataset_info.json")
+    Path("d", name).write_text(content)
+    with pytest.raises(DataError) as caught:
+        names("d")
+    assert caught.value.where == f"d/{name}"
+    assert caught.value.hint
+
+
+def test_other_files_by_the_names_of_a_saved_dataset_make_none():
+    touch("d/state.json", "d/dataset_info.json", "d/a.jsonl")
+    assert names("d") == ["d/a.jsonl", "d/dataset_info.json", "d/state.json"]
+
+
+def test_what_is_no_file_is_refused():
+    """Nobody writes to this pipe: to open it would take forever."""
+    os.mkfifo("pipe.jsonl")
+    with pytest.raises(DataError, match="not a regular file") as caught:
+        names("pipe.jsonl")
+    assert "write what it gives into a file" in caught.value.hint
 
 
 @pytest.mark.parametrize("path", ["none.jsonl", "none/*.jsonl", "**/*.zst"])
@@ -120,6 +189,7 @@ def test_the_standard_library_is_a_source():
         {},
         {"path": "a", "builtin": "python-stdlib"},
         {"builtin": "python-stdlib", "format": "jsonl"},
+        {"path": ""},
         {"path": "a", "repeat": 0},
         {"path": "a", "repeat": "4"},
         {"path": "a", "format": "xml"},

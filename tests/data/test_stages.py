@@ -1,6 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
+from rwkvkit.data.chain import check_chain
 from rwkvkit.data.stages import (
     STAGES,
     Encode,
@@ -9,7 +10,6 @@ from rwkvkit.data.stages import (
     Read,
     RepeatShuffle,
     WriteBinidx,
-    check_chain,
 )
 from rwkvkit.errors import RecipeError
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from line_cases import contents, strict
 
 from rwkvkit import BinidxWriter, WorldTokenizer, open_binidx
-from rwkvkit.data.inputs import find_files
+from rwkvkit.data.finding import find_files
 from rwkvkit.data.readers import read_file_chunk
 from rwkvkit.data.sources import Source
 from rwkvkit.errors import DataError

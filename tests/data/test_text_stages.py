@@ -8,8 +8,9 @@ from typing import ClassVar
 import pytest
 
 from rwkvkit import WorldTokenizer, open_binidx
+from rwkvkit.data.chain import check_chain
 from rwkvkit.data.manifest import read_manifest
-from rwkvkit.data.stages import Encode, Read, WriteBinidx, check_chain
+from rwkvkit.data.stages import Encode, Read, WriteBinidx
 from rwkvkit.data.text_stages import Document, Segment, TextStage
 from rwkvkit.errors import DataError, RecipeError
 from rwkvkit.recipe.dataset import make_build

@@ -157,6 +157,22 @@ def test_another_state_of_the_file_is_another_tokenizer(build, jsonl, tmp_path, 
     assert open_binidx(tmp_path / "out" / "data")[0][0] == 90
 
 
+def test_a_vocabulary_that_changes_after_the_last_chunk_ends_the_build(
+    build, jsonl, tmp_path, wide
+):
+    path = Path(wide)
+
+    def change(progress):
+        if progress.phase == "write":
+            path.write_text(path.read_text(encoding="utf-8").replace('"a": 5', '"a": 90'))
+
+    with pytest.raises(DataError, match="changed while the build ran") as caught:
+        build(jsonl("a.jsonl", ["abc" * 9]), tokenizer=wide).run(workers=1, progress=change)
+    assert caught.value.where == wide
+    assert caught.value.hint == "run it again"
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_ending_token_follows_the_file_that_names_it(build, jsonl, tmp_path, wide):
     path = jsonl("a.jsonl", ["abc abc abc"])
     build(path, tokenizer=wide).run(workers=1)

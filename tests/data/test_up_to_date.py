@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from rwkvkit.data.chunks import hash_file
 from rwkvkit.data.manifest import read_manifest
+from rwkvkit.data.seen import seen_path
 from rwkvkit.data.stages import Encode
 from rwkvkit.errors import DataError
 
@@ -98,6 +100,81 @@ def test_the_same_content_written_again_is_no_change(build, source):
     build(source).run()
     time.sleep(0.02)
     Path(source).write_bytes(Path(source).read_bytes())
+    assert build(source).status().up_to_date
+
+
+def twins(*paths: Path) -> None:
+    """Write files of one size and time of change, each with another content."""
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        path.write_text(f'{{"text": "text {number}"}}\n' * 9)
+        os.utime(path, (10**9, 10**9))
+    time.sleep(0.02)  # so that their times are before the build
+
+
+def test_another_file_by_the_same_path_is_found(build, tmp_path):
+    """Nothing of the file itself changes when a folder above it gets another name."""
+    twins(tmp_path / "in" / "a.jsonl", tmp_path / "mended" / "a.jsonl")
+    made = build(f"{tmp_path}/in/a.jsonl")
+    made.run()
+    assert made.status().up_to_date
+    (tmp_path / "in").rename(tmp_path / "kept")
+    (tmp_path / "mended").rename(tmp_path / "in")
+    assert reason(made) == f"input {tmp_path}/in/a.jsonl changed"
+
+
+def test_a_link_that_leads_elsewhere_is_found(build, tmp_path):
+    twins(tmp_path / "1" / "a.jsonl", tmp_path / "2" / "a.jsonl")
+    link = tmp_path / "in"
+    link.symlink_to("1")
+    made = build(f"{link}/a.jsonl")
+    made.run()
+    link.unlink()
+    link.symlink_to("2")
+    assert reason(made) == f"input {link}/a.jsonl changed"
+
+
+def test_another_working_folder_is_found(build, tmp_path, monkeypatch):
+    twins(tmp_path / "1" / "a.jsonl", tmp_path / "2" / "a.jsonl")
+    monkeypatch.chdir(tmp_path / "1")
+    build("a.jsonl").run()
+    assert build("a.jsonl").status().up_to_date
+    monkeypatch.chdir(tmp_path / "2")
+    assert reason(build("a.jsonl")) == "input a.jsonl changed"
+
+
+def test_an_input_is_hashed_once_where_its_state_is_not_known(build, source, tmp_path, monkeypatch):
+    """The output was made elsewhere, by an earlier version, or from a copy."""
+    os.utime(source, (10**9, 10**9))
+    build(source).run()
+    hashed = []
+
+    def counted(file):
+        hashed.append(file.name)
+        return hash_file(file)
+
+    monkeypatch.setattr("rwkvkit.data.manifest.hash_file", counted)
+    monkeypatch.setattr("rwkvkit.data.manifest._TICK_NS", 0)
+    seen = seen_path(tmp_path / "out" / "data")
+    for damage in (Path.unlink, lambda path: path.write_text("{")):
+        damage(seen)
+        time.sleep(0.02)
+        assert build(source).status().up_to_date
+        assert not seen.is_file() or seen.read_text() == "{"  # it was only asked
+        assert build(source).status(keep=True).up_to_date
+        assert hashed == [source] * 2
+        assert build(source).status().up_to_date
+        assert hashed == [source] * 2
+        hashed.clear()
+
+
+def test_an_output_that_cannot_be_written_beside_is_up_to_date(build, source, tmp_path):
+    build(source).run()
+    seen = seen_path(tmp_path / "out" / "data")
+    seen.unlink()
+    seen.mkdir()
+    assert build(source).status(keep=True).up_to_date
+    build(source).run()
     assert build(source).status().up_to_date
 
 

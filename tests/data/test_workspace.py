@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkvkit.data.workspace import publish, shared_workspace, workspace
+from rwkvkit.data.workspace import shared_workspace, workspace
 from rwkvkit.errors import DataError, SetupError, UnreachableError
 
 
@@ -111,36 +111,3 @@ def test_several_may_share_it_but_not_with_a_build_alone(tmp_path, monkeypatch):
             pass
     with workspace(tmp_path / "data", "f") as folder:
         assert "part-000000.json" in names(folder)
-
-
-def test_publishing_replaces_and_removes(tmp_path):
-    for suffix in (".bin", ".rejects", ".manifest"):
-        (tmp_path / f"data{suffix}").write_text("old")
-    with workspace(tmp_path / "data", "f") as folder:
-        (folder / "data.bin").write_text("new")
-        (folder / "data.manifest").write_text("new")
-        publish(folder, tmp_path / "data", (".bin", ".rejects", ".manifest"))
-    assert names(tmp_path) == ["data.bin", "data.manifest"]
-    assert (tmp_path / "data.bin").read_text() == "new"
-
-
-def test_a_kill_while_publishing_leaves_no_manifest(tmp_path, monkeypatch):
-    for suffix in (".bin", ".idx", ".manifest"):
-        (tmp_path / f"data{suffix}").write_text("old")
-    moved = []
-    replace = Path.replace
-
-    def stop_at_the_second(self, target):
-        moved.append(self.name)
-        if len(moved) == 2:
-            raise KeyboardInterrupt
-        return replace(self, target)
-
-    with workspace(tmp_path / "data", "f") as folder:
-        for suffix in (".bin", ".idx", ".manifest"):
-            (folder / f"data{suffix}").write_text("new")
-        monkeypatch.setattr(Path, "replace", stop_at_the_second)
-        with pytest.raises(KeyboardInterrupt):
-            publish(folder, tmp_path / "data", (".bin", ".idx", ".manifest"))
-        monkeypatch.undo()
-    assert names(tmp_path) == ["data.bin", "data.idx"]

@@ -3,10 +3,11 @@
 import hashlib
 from collections.abc import Iterator
 
-from rwkvkit.data.chunks import Chunk, decompressed, opened
+from rwkvkit.data.chunks import Chunk, opened
 from rwkvkit.data.documents import Documents, Reject, bad_line, check_text
 from rwkvkit.data.forms import BadLine, Text
 from rwkvkit.data.inputs import InputFile
+from rwkvkit.data.unpack import decompressed
 
 _READ = 256 << 10
 

@@ -222,6 +222,12 @@ def _check_columns(file: InputFile, names: list[str]) -> None:
                 where=file.name,
                 hint=f"the table has {listed(names)}: say in the source which one holds the text",
             )
+        if names.count(column) > 1:
+            raise DataError(
+                f"{names.count(column)} columns {column!r}",
+                where=file.name,
+                hint="write the table again with one column of that name",
+            )
 
 
 def _dataset_chunks(
