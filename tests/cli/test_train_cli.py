@@ -54,6 +54,7 @@ def test_one_command_does_everything_and_a_second_one_nothing(folder, run) -> No
                 for step in (6, 9, 12)
                 for name in CHECKPOINT_FILES
             ),
+            ".data.inputs.json",
             "about.json",
             "data.bin",
             "data.idx",
