@@ -20,7 +20,7 @@ from rwkvkit.resources import cores
 
 Status = Literal["ok", "note", "broken"]
 
-_PYTHON, _TORCH = (3, 10), (2, 5)
+_PYTHON, _TORCH = (3, 10), (2, 11)
 _GIB = 1 << 30
 _LITTLE_MEMORY, _LITTLE_DISK, _NO_DISK = 2 * _GIB, 5 * _GIB, _GIB // 4
 _NVIDIA = Path("/proc/driver/nvidia/version")
