@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvkit.data.binidx import Binidx
+from rwkvkit.data.binidx import BLOCK, Binidx
 from rwkvkit.data.finish import VALIDATION
 from rwkvkit.data.manifest import Manifest, read_manifest
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.text import Tokenizer, load_tokenizer
 from rwkvkit.tokenizer.world import WorldTokenizer
-
-_BLOCK = 4 << 20  # tokens
 
 
 def manifest_of(prefix: Path) -> Manifest | None:
@@ -64,8 +62,8 @@ def check_tokens(data: Binidx, max_id: int, hint: str) -> None:
     Raises:
         DataError: one is not; the first is named, with ``hint``.
     """
-    for start in range(0, data.n_tokens, _BLOCK):
-        block = data.tokens(start, min(_BLOCK, data.n_tokens - start))
+    for start in range(0, data.n_tokens, BLOCK):
+        block = data.tokens(start, min(BLOCK, data.n_tokens - start))
         wrong = np.flatnonzero((block < 0) | (block > max_id))
         if wrong.size:
             raise DataError(

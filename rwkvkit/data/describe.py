@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rwkvkit import files
-from rwkvkit.data.binidx import Binidx, bin_path, idx_path, mask_path, open_binidx
+from rwkvkit.data.binidx import BLOCK, Binidx, bin_path, idx_path, mask_path, open_binidx
 from rwkvkit.data.contents import (
     check_tokens,
     largest_id,
@@ -19,7 +19,6 @@ from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.text import Tokenizer
 from rwkvkit.tokenizer.world import WorldTokenizer
 
-_BLOCK = 4 << 20  # tokens
 _SAMPLES = 2
 _SAMPLE_TOKENS = 64
 
@@ -132,8 +131,8 @@ def _histogram(data: Binidx) -> list[dict[str, int]]:
 def _masked(data: Binidx) -> dict[str, float] | None:
     if not data.has_mask:
         return None
-    starts = range(0, data.n_tokens, _BLOCK)
-    blocks = (data.mask(start, min(_BLOCK, data.n_tokens - start)) for start in starts)
+    starts = range(0, data.n_tokens, BLOCK)
+    blocks = (data.mask(start, min(BLOCK, data.n_tokens - start)) for start in starts)
     counted = sum(int(np.count_nonzero(block)) for block in blocks)
     return {"counted": counted, "share": counted / max(data.n_tokens, 1)}
 
