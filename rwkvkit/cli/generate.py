@@ -2,6 +2,7 @@
 
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +10,10 @@ from rwkvkit.cli.console import Console
 from rwkvkit.cli.loading import load, model_options
 from rwkvkit.cli.options import json_option, vocab_option
 from rwkvkit.cli.prompt import Prompt, prompt_options
+from rwkvkit.errors import DataError
+
+if TYPE_CHECKING:
+    from rwkvkit.tokenizer.text import Tokenizer
 
 
 @click.command(short_help="Continue a prompt with a checkpoint, or ask a chat model.")
@@ -59,15 +64,14 @@ def generate(
     """Continue a prompt with CHECKPOINT, token by token, until the document ends.
 
     CHECKPOINT is a .pth file, or the folder of a run, a checkpoint or an adapter, whose base is
-    found by its record. The prompt is one of --prompt, --prompt-file and --user. The same
-    arguments give the same text on the same device.
+    found by its record; in a run's folder the run's tokenizer is taken. The prompt is one of
+    --prompt, --prompt-file and --user. The same arguments give the same text on the same device.
     """
     from rwkvkit.model.generate import generate as continue_text
-    from rwkvkit.tokenizer.text import load_tokenizer
 
     console = Console(as_json=as_json)
     asked = Prompt.of(prompt, prompt_file, user, system, stop, console.note)
-    tokenizer = load_tokenizer(vocab)
+    tokenizer = _tokenizer(vocab, adapter or checkpoint, console)
     model, _ = load(checkpoint, adapter, device, precision, console)
     text = continue_text(
         model,
@@ -84,3 +88,22 @@ def generate(
     pieces = [console.echo(piece) for piece in chain([first], text)]
     console.result("")
     console.finish({"prompt": asked.text, "text": "".join(pieces)})
+
+
+def _tokenizer(vocab: Path | None, source: Path, console: Console) -> "Tokenizer":
+    """Load the tokenizer that was asked for, else that of the run which left the weights."""
+    from rwkvkit.tokenizer.text import load_tokenizer
+    from rwkvkit.workflow.locate import run_encode
+
+    if vocab is not None:
+        return load_tokenizer(vocab)
+    encode = run_encode(source)
+    if encode.file is not None:
+        if not Path(encode.file).is_file():
+            raise DataError(
+                "the tokenizer of the run is not there",
+                where=encode.file,
+                hint="put it back, or name the vocabulary file or tokenizer.json with --vocab",
+            )
+        console.note(f"tokenizer {encode.file}: the run's own")
+    return encode.load()

@@ -138,8 +138,6 @@ def _make_what_is_missing(run: "Run", console: Console, workers: int | None) -> 
 
 def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
     """Show what a complete run ends with."""
-    from rwkvkit.workflow.prompts import encode_stage
-
     recipe, end = run.recipe, run.finished()
     facts |= {"final": str(run.files.final)} | end
     loss = "" if end["loss"] is None else f": loss {end['loss']:.4f}"
@@ -150,8 +148,6 @@ def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
     generate = f"rwkvkit generate {run.files.final}"
     if run.needs_base:
         generate = f"rwkvkit generate {run.weights.path} --adapter {run.files.final}"
-    if vocab := encode_stage(recipe).file:
-        generate += f" --vocab {vocab}"
     if "skipped_steps" in end:
         console.result(f"steps skipped, their gradient was not finite: {end['skipped_steps']:,}")
     if "end_early" in end:

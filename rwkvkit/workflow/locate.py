@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from rwkvkit import files
+from rwkvkit.data.stages import Encode
 from rwkvkit.errors import DataError
 from rwkvkit.model.adapter import CONFIG, check_base, holds_states, record_path
 from rwkvkit.model.checkpoint import read_checkpoint
@@ -110,12 +113,42 @@ def run_ctx_len(path: Path) -> int | None:
     Raises:
         DataError: the record of the run is damaged.
     """
+    ctx_len = _recipe_of(path).get("ctx_len")
+    return ctx_len if isinstance(ctx_len, int) else None
+
+
+def run_encode(path: Path) -> Encode:
+    """Return the ``encode`` stage of the run in whose folder a path lies.
+
+    Args:
+        path: the run's folder, or a file or folder of it.
+
+    Returns:
+        The stage; that of the World models if there is no run, or it did not prepare its data.
+
+    Raises:
+        DataError: the record of the run is damaged.
+    """
+    prepare = _recipe_of(path).get("prepare")
+    stated = prepare.get(Encode.key, {}) if isinstance(prepare, dict) else {}
+    try:
+        return Encode.model_validate(stated)
+    except ValidationError as error:
+        raise DataError(
+            "the record of the run is damaged at its tokenizer",
+            where=str(path),
+            hint="name the vocabulary file or tokenizer.json with --vocab",
+        ) from error
+
+
+def _recipe_of(path: Path) -> dict[str, Any]:
+    """Return what the record of a run holds of its recipe, nothing if there is no run."""
     path = path.absolute()
     for folder in (path, *path.parents)[:4]:  # up from RUN/checkpoints/step-00000100/model.pth
         recipe = read_record(folder).get("recipe")
-        if isinstance(recipe, dict) and isinstance(recipe.get("ctx_len"), int):
-            return int(recipe["ctx_len"])
-    return None
+        if isinstance(recipe, dict):
+            return recipe
+    return {}
 
 
 def _base_of(tuned: Path) -> Path:

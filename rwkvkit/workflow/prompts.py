@@ -9,15 +9,13 @@ from rwkvkit.recipe.schema import Recipe
 from rwkvkit.tokenizer.text import Tokenizer
 
 
-def encode_stage(recipe: Recipe) -> Encode:
-    """Return the recipe's ``encode``; that of the World models if it names a dataset instead."""
-    stages = (stage for stage in recipe.prepare or [] if isinstance(stage, Encode))
-    return next(stages, Encode())
-
-
 def recipe_tokenizer(recipe: Recipe) -> Tokenizer:
-    """Load the tokenizer of a recipe; see ``Encode.load`` for the errors raised."""
-    return encode_stage(recipe).load()
+    """Load the tokenizer of a recipe, that of the World models if it names a dataset instead.
+
+    See ``Encode.load`` for the errors raised.
+    """
+    stages = (stage for stage in recipe.prepare or [] if isinstance(stage, Encode))
+    return next(stages, Encode()).load()
 
 
 def check_tokenizer(recipe: Recipe, vocab_size: int) -> None:

@@ -38,16 +38,25 @@ def test_from_text_to_text(folder: Path, run) -> None:
     prompts = 'train.evaluate={prompts: ["The number"], max_tokens: 5, every: 6}'
     outcome = run("train", "r.yaml", *OWN, "--set", prompts)
     assert outcome.code == 0, outcome.err
-    assert "next: rwkvkit generate out/tiny/rwkv-final.pth --vocab tok.json --prompt" in outcome.out
+    assert "next: rwkvkit generate out/tiny/rwkv-final.pth --prompt" in outcome.out
     final = ["generate", "out/tiny/rwkv-final.pth", "--prompt", "The number", "--max-tokens", "5"]
     final += ["--device", "cpu"]  # as the sample at the end of a run
-    text = run(*final, "--vocab", "tok.json", "--json").facts["text"]
+    continued = run(*final, "--json")
+    assert "tokenizer tok.json: the run's own" in continued.err
+    text = continued.facts["text"]
+    assert text == run(*final, "--vocab", "tok.json", "--json").facts["text"]
     assert f"'The number':\n{text}\n" in outcome.out
     lines = (folder / "out/tiny/samples.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["text"] == text
-    other = run(*final)
+    (folder / "out/tiny/rwkv-final.pth").rename(folder / "moved.pth")
+    other = run("generate", "moved.pth", *final[2:])
     assert other.code == 2
     assert "name the vocabulary file or tokenizer.json with --vocab" in other.err
+    (folder / "moved.pth").rename(folder / "out/tiny/rwkv-final.pth")
+    (folder / "tok.json").unlink()
+    gone = run(*final)
+    assert gone.code == 4
+    assert "tok.json: the tokenizer of the run is not there" in gone.err
 
 
 def test_a_prompt_of_which_the_tokenizer_leaves_nothing(folder: Path, run) -> None:
