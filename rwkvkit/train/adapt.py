@@ -18,6 +18,12 @@ from rwkvkit.train.quantize import quantize, quantized_bytes
 from rwkvkit.train.tuning import TuningConfig
 
 KEY = "train.tuning"
+_ADAPTER_PARTS = {  # names of what peft puts beside a matrix
+    "lora": ("lora_A", "lora_B"),
+    "pissa": ("lora_A", "lora_B"),
+    "dora": ("lora_A", "lora_B", "lora_magnitude_vector"),
+    "miss": ("miss_block",),
+}
 
 
 def result_name(tuning: TuningConfig) -> str:
@@ -40,10 +46,11 @@ def check_tuning(tuning: TuningConfig, config: ModelConfig) -> list[str]:
     shapes = weight_shapes(config)
     names = list(shapes)
     targets = _targets(tuning, shapes) if tuning.is_adapter else []
-    parts = ("lora_A", "lora_B", "lora_magnitude_vector", "miss_block")
-    adapters = [f"{target}.{part}.default" for target in targets for part in parts]
-    matching(list(tuning.lr_scale), [*names, *adapters], f"{KEY}.lr_scale")
     whole = _trained_names(tuning, names)
+    parts = _ADAPTER_PARTS.get(tuning.method, ())
+    adapters = [f"{target}.{part}.default" for target in targets for part in parts]
+    fixed = [name for name in names if name not in whole]
+    matching(list(tuning.lr_scale), [*sorted(whole), *adapters], f"{KEY}.lr_scale", fixed)
     size = sum(torch.Size(shapes[name]).numel() for name in whole)
     total = sum(torch.Size(shape).numel() for shape in shapes.values())
     if not tuning.is_adapter:

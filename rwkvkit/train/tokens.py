@@ -11,18 +11,19 @@ _MOST_BLOCKS = 512  # 2.1e9 tokens; of longer data as many, spread over the whol
 
 
 def check_tokens(data: Binidx, vocab_size: int) -> None:
-    """Check that token ids are below ``vocab_size``; samples are checked again when they are read.
+    """Check that a model knows the token ids; samples are checked again when they are read.
 
-    Data whose type holds no larger id, such as uint16 for the World vocabulary, is not read at all.
+    Data whose type holds no other id, such as uint16 for the World vocabulary, is not read at all.
 
     Args:
         data: the dataset.
         vocab_size: of the model.
 
     Raises:
-        DataError: an id is not.
+        DataError: it does not know one.
     """
-    if np.iinfo(data.dtype).max < vocab_size:
+    held = np.iinfo(data.dtype)
+    if held.min == 0 and held.max < vocab_size:
         return
     blocks = -(-data.n_tokens // _BLOCK)
     for block in np.unique(np.linspace(0, blocks - 1, min(blocks, _MOST_BLOCKS)).astype(int)):
@@ -34,11 +35,13 @@ def check_vocabulary(tokens: NDArray[np.integer], vocab_size: int, data: Binidx)
     """Check token ids, of any shape, that were read from a dataset.
 
     Raises:
-        DataError: an id is not below ``vocab_size``.
+        DataError: an id is not in 0..``vocab_size`` - 1.
     """
-    if (largest := tokens.max()) >= vocab_size:
+    least, largest = tokens.min(), tokens.max()
+    if least < 0 or largest >= vocab_size:
+        odd = least if least < 0 else largest
         raise DataError(
-            f"token id {largest} is outside the model's vocabulary of {vocab_size}",
+            f"token id {odd} is outside the model's vocabulary of {vocab_size}",
             where=f"{data.prefix}.bin",
             hint="raise the model's vocab_size, or prepare the data with its tokenizer",
         )

@@ -37,3 +37,10 @@ def test_what_cannot_be_too_large_is_not_read(
         check_tokens(data, 99)
     monkeypatch.setattr(Binidx, "tokens", None)
     check_tokens(data, 65536)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32"])
+def test_an_id_below_zero(tmp_path: Path, dtype: str) -> None:
+    data = dataset(tmp_path, np.array([5, -1, 7]), dtype)
+    with pytest.raises(DataError, match="token id -1 is outside"):
+        check_tokens(data, 65536)

@@ -339,6 +339,7 @@ def test_learning_rates_by_pattern() -> None:
         (tuning(freeze=["blocks.7"]), "freeze", "blocks."),
         (tuning(train=["att.keys"]), "train", "att.key"),
         (tuning(lr_scale={"embed": 0.1}), "lr_scale", "emb"),
+        (tuning("lora", lr_scale={"*.miss_block": 2.0}), "lr_scale", "near it"),
         (tuning("lora", targets=["att.kye"]), "targets", "att.key"),
         (tuning("lora", targets=["emb"]), "targets", "att."),  # no matrix of a block
     ],
@@ -351,16 +352,18 @@ def test_patterns_that_match_nothing(chosen: TuningConfig, where: str, near: str
 
 
 @pytest.mark.parametrize(
-    "chosen",
+    ("chosen", "where"),
     [
-        tuning("lora", train=["att.w0"], freeze=["emb"]),
-        tuning(train=["att"], freeze=["emb"]),
+        (tuning("lora", train=["att.w0"], freeze=["emb"]), "freeze"),
+        (tuning(train=["att"], freeze=["emb"]), "freeze"),
+        (tuning("lora", lr_scale={"emb": 0.1}), "lr_scale"),
+        (tuning(freeze=["emb"], lr_scale={"emb": 0.1}), "lr_scale"),
     ],
 )
-def test_freezing_what_does_not_train(chosen: TuningConfig) -> None:
+def test_patterns_of_what_does_not_train(chosen: TuningConfig, where: str) -> None:
     with pytest.raises(RecipeError, match="'emb' names parameters that do not train") as caught:
         check_tuning(chosen, shape("x070"))
-    assert caught.value.where == "train.tuning.freeze"
+    assert caught.value.where == f"train.tuning.{where}"
     assert caught.value.hint == "remove it"
 
 
