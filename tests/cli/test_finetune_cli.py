@@ -65,7 +65,7 @@ def test_train_generate_merge(folder: Path, base: Path, run, method: str) -> Non
     merged = run("merge", "base.pth", result, "-o", "merged.pth", "--json")
     assert merged.code == 0, merged.err
     assert merged.facts["changed"] == {"lora": 6, "state": 1}[method]
-    assert run("generate", "merged.pth", *text).out == applied.out
+    assert run("generate", "merged.pth", "--vocab", "bytes.txt", *text).out == applied.out
     assert "verified" in run("inspect", "merged.pth").out
 
     seen = run("inspect", result)
