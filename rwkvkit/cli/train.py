@@ -17,6 +17,7 @@ from rwkvkit.train.place import Place, started_by
 from rwkvkit.workflow.launch import Launch, start
 
 if TYPE_CHECKING:
+    from rwkvkit.model.rwkv import RWKV
     from rwkvkit.train.observe import Sink, StepReport
     from rwkvkit.workflow.run import Run
 
@@ -236,12 +237,11 @@ def _dry_run(recipe: Recipe, run: "Run", console: Console) -> None:
 
 
 def _sample(sample: SampleSpec, run: "Run", console: Console) -> str:
-    from rwkvkit.model.checkpoint import load_model
+    """Continue the recipe's prompt with the result, where and as ``generate`` would by itself."""
     from rwkvkit.model.generate import generate
     from rwkvkit.workflow.prompts import recipe_tokenizer
 
-    final = run.files.final
-    model = load_model(run.weights.path, adapter=final) if run.needs_base else load_model(final)
+    model = _result(run)
     console.result(f"sample, continuing {sample.prompt!r}:")
     text = "".join(
         console.echo(piece)
@@ -257,3 +257,19 @@ def _sample(sample: SampleSpec, run: "Run", console: Console) -> str:
     )
     console.result("")
     return text
+
+
+def _result(run: "Run") -> "RWKV":
+    """Load what a complete run ends with, on the CPU if the run's GPU has no room left for it."""
+    import torch
+
+    from rwkvkit.model.checkpoint import load_model
+    from rwkvkit.train.device import choose_placement
+
+    final = run.files.final
+    base, adapter = (run.weights.path, final) if run.needs_base else (final, None)
+    place = choose_placement(run.settings.device, "auto")
+    try:
+        return load_model(base, adapter=adapter, dtype=place.dtype, device=place.device)
+    except torch.OutOfMemoryError:  # an engine may hold its memory until the process ends
+        return load_model(base, adapter=adapter)

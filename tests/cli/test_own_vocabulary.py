@@ -40,7 +40,6 @@ def test_from_text_to_text(folder: Path, run) -> None:
     assert outcome.code == 0, outcome.err
     assert "next: rwkvkit generate out/tiny/rwkv-final.pth --prompt" in outcome.out
     final = ["generate", "out/tiny/rwkv-final.pth", "--prompt", "The number", "--max-tokens", "5"]
-    final += ["--device", "cpu"]  # as the sample at the end of a run
     continued = run(*final, "--json")
     assert "tokenizer tok.json: the run's own" in continued.err
     text = continued.facts["text"]
