@@ -11,6 +11,7 @@ import torch
 from cli_cases import RECIPE, any_step, files_in, wait_for_rows
 
 from rwkvkit import load_model
+from rwkvkit.model import checkpoint
 from rwkvkit.train.engine import TorchEngine
 from rwkvkit.train.observe import MACHINE
 
@@ -329,3 +330,22 @@ def test_recorded_passes_are_refused_before_any_work(folder, run) -> None:
     assert outcome.code == 3
     assert "cuda_graphs is true, but the device is cpu" in outcome.err
     assert not (folder / "out").exists()
+
+
+def test_a_sample_for_which_the_gpu_has_no_room_left(
+    folder, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run("train", "r.yaml", "--json")
+    load, places = checkpoint.load_model, []
+
+    def full(*arguments: object, **options: object) -> object:
+        places.append(options.get("device"))
+        if len(places) == 1:
+            raise torch.OutOfMemoryError
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "load_model", full)
+    again = run("train", "r.yaml", "--json")
+    assert again.code == 0
+    assert again.facts["sample"] == done.facts["sample"]
+    assert places[1] is None  # the CPU
