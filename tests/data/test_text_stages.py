@@ -2,10 +2,12 @@
 
 import re
 import sys
+import threading
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
+from pydantic import PrivateAttr
 
 from rwkvkit import WorldTokenizer, open_binidx
 from rwkvkit.data.chain import check_chain
@@ -203,3 +205,17 @@ def test_a_stage_that_fails_is_named(run, jsonl, what, message):
         run(path, Wrong(what=what))
     assert caught.value.where == path
     assert "Wrong" in str(caught.value)
+
+
+class Locked(TextStage):
+    """Hold what cannot be sent to another process."""
+
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    def run(self, documents):
+        return documents
+
+
+def test_a_stage_that_cannot_be_sent_is_named(run, jsonl):
+    with pytest.raises(DataError, match=r"Locked cannot be sent .*: cannot pickle '_thread.lock'"):
+        run(jsonl("a.jsonl", ["x"]), Locked())
