@@ -1,5 +1,6 @@
 """What happens to a chunk: its documents read, encoded and checked, in one process."""
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,8 +85,16 @@ class ChunkWork:
         From then on the work is for this vocabulary, wherever it goes.
 
         Raises:
-            DataError, SetupError: the vocabulary is damaged or missing.
+            DataError, SetupError: the vocabulary is damaged or missing, or a stage cannot be sent.
         """
+        for stage in self._text_stages:
+            try:
+                pickle.dumps(stage)
+            except Exception as error:
+                raise DataError(
+                    f"the stage {stage.key} cannot be sent to another process: {error}",
+                    hint="make what cannot be (a lock, an open file) in run, not in the stage",
+                ) from error
         self._vocabulary = self._encode.load().fingerprint
 
     def is_compiled(self, file: InputFile) -> bool:

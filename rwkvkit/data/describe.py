@@ -85,8 +85,13 @@ def _vocabulary(manifest: Manifest | None) -> tuple[Tokenizer | None, int]:
 def _check_files(prefix: Path, manifest: Manifest) -> None:
     paths = [bin_path(prefix), idx_path(prefix)]
     known = {output.path: output.sha256 for output in manifest.outputs}
-    if mask_path(prefix).exists() or mask_path(prefix).name in known:
-        paths.append(mask_path(prefix))
+    mask = mask_path(prefix)
+    if mask.exists():
+        paths.append(mask)
+    elif mask.name in known:
+        raise DataError(
+            "the loss mask that the manifest names is gone", where=str(mask), hint="build it again"
+        )
     for path in paths:
         if known.get(path.name) != files.sha256(path):
             raise DataError(

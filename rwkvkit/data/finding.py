@@ -150,7 +150,8 @@ def _matches(source: Source) -> Iterator[tuple[str, bool]]:
     elif Path(source.path).is_dir():
         for folder, folders, names in os.walk(source.path):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in _saved_dataset(Path(folder)) or names:
+            saved = _saved_dataset(Path(folder))
+            for name in names if saved is None else saved:
                 if not name.startswith("."):
                     yield str(Path(folder) / name), _wanted(name, source)
     elif Path(source.path).exists():
@@ -168,8 +169,8 @@ def _wanted(path: str, source: Source) -> bool:
     return told or _told_by_suffix(path, source) is not None
 
 
-def _saved_dataset(folder: Path) -> list[str]:
-    """Return the data files in a folder that ``datasets`` has written, or nothing for any other.
+def _saved_dataset(folder: Path) -> list[str] | None:
+    """Return the data files in a folder that ``datasets`` has written, or None for any other.
 
     Raises:
         DataError: it holds several splits, or what it says of itself is damaged.
@@ -185,10 +186,10 @@ def _saved_dataset(folder: Path) -> list[str]:
             hint=f"name one: path: {folder / splits[0]}",
         )
     if not (state.is_file() and (folder / "dataset_info.json").is_file()):
-        return []
+        return None
     listed = files.read_json(state).get("_data_files")
     if listed is None:  # files of another program by these names
-        return []
+        return None
     rows = listed if isinstance(listed, list) else [None]
     names = [row.get("filename") if isinstance(row, dict) else None for row in rows]
     if not _are_names(names):

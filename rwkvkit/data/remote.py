@@ -59,7 +59,9 @@ def find(path: str) -> list[str]:
         else:
             try:
                 kind = system.info(inner)["type"]
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if _web_failure(path, error) is not None:
+                    raise
                 return []
             if kind == "file":
                 return [path]
@@ -148,6 +150,13 @@ def _is_web(path: str) -> bool:
     return path.startswith(("http://", "https://"))
 
 
+def _web_failure(path: str, error: Exception) -> BaseException | None:
+    """Return what failed where fsspec says of a web address, whatever it was, "not found"."""
+    if not _is_web(path) or not isinstance(error, FileNotFoundError):
+        return None
+    return error.__cause__
+
+
 def _system(path: str) -> tuple[Any, str]:
     import fsspec
 
@@ -176,9 +185,10 @@ def _reached(path: str) -> Iterator[None]:
                 where=path,
                 hint="such as s3://, gs://, https://; a local path needs none",
             ) from error
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise UnreachableError(
-            f"cannot be read: {words}",
-            where=path,
-            hint="check the address, the network, and your credentials",
-        ) from error
+        found = _web_failure(path, error) or error
+        words = " ".join(str(found).split()) or type(found).__name__
+        hint = "check the address, the network, and your credentials"
+        if isinstance(error, ValueError) and "range requests" in words:
+            words = "the server sends files only from their beginning (it has no range requests)"
+            hint = "fetch it and name the local file"
+        raise UnreachableError(f"cannot be read: {words}", where=path, hint=hint) from error

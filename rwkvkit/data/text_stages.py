@@ -5,7 +5,7 @@ A stage of one's own is a class that derives from ``TextStage``; a recipe names 
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -95,18 +95,18 @@ def run_stage(stage: TextStage, documents: Documents, where: str) -> tuple[Docum
     Raises:
         DataError: the stage failed, or yielded what is no document.
     """
+    given = set(zip(documents.files, documents.offsets, strict=True))
     try:
         after = list(stage.run(_unpacked(documents)))
-        packed = _packed(after, documents)
+        packed = _packed(after, documents, given)
     except (Exception, SystemExit) as error:
         raise DataError(
             f"the stage {stage.key} failed: {type(error).__name__}: {error}",
             where=where,
             hint="fix the stage; --set changes its settings for a try",
         ) from error
-    before = set(zip(documents.files, documents.offsets, strict=True))
     left = {(document.file, document.position) for document in after}
-    return packed, len(before - left)
+    return packed, len(given - left)
 
 
 def _unpacked(documents: Documents) -> Iterator[Document]:
@@ -121,7 +121,9 @@ def _unpacked(documents: Documents) -> Iterator[Document]:
         yield Document(tuple(segments), int(file), int(offset))
 
 
-def _packed(after: list[Document], before: Documents) -> Documents:
+def _packed(
+    after: list[Document], before: Documents, given: Container[tuple[int, int]]
+) -> Documents:
     for document in after:
         if not isinstance(document, Document):
             raise TypeError(f"it yielded {type(document).__name__}, not a Document")
@@ -129,11 +131,13 @@ def _packed(after: list[Document], before: Documents) -> Documents:
             raise ValueError("it yielded a document without segments")
         if before.marks is None and len(document.segments) > 1:
             raise ValueError("only a conversation has several segments")
+        if (document.file, document.position) not in given:
+            raise ValueError("it yielded a document that it did not make from one of the given")
     return Documents(
         texts=[SEAM.join([part.text.encode() for part in d.segments]) for d in after],
         marks=None
         if before.marks is None
-        else [bytes([part.counted for part in d.segments]) for d in after],
+        else [bytes([bool(part.counted) for part in d.segments]) for d in after],
         files=[document.file for document in after],
         offsets=[document.position for document in after],
         rejects=before.rejects,

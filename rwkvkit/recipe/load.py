@@ -115,6 +115,11 @@ def _stages(source: Source, mistakes: list[str]) -> list[Stage] | None:
             mistakes += _explain(error, stage, source, path, value)
         except RecipeError as error:
             mistakes.append(f"{source.where(path)}  {_dotted(path)}: {error.what}")
+        except Exception as error:  # a stage of one's own may raise anything
+            if name in known:
+                raise
+            reason = f"cannot be made: {type(error).__name__}: {error}"
+            mistakes.append(f"{source.where(path, key=True)}  {_dotted(path)}: {reason}")
     return None if mistakes and not stages else stages
 
 
@@ -141,6 +146,8 @@ def _own_stage(name: str, known: Iterable[str]) -> type[Stage]:
         raise RecipeError("is no stage: it should derive from rwkvkit.data.text_stages.TextStage")
     if found.run is TextStage.run:
         raise RecipeError("does not define run(documents)")
+    if not isinstance(found.version, int):
+        raise RecipeError(f"its version should be an integer, not {found.version!r}")
     return found
 
 

@@ -68,6 +68,7 @@ class HuggingFaceTokenizer:
                 where=str(path),
                 hint="give the tokenizer.json of the package 'tokenizers', undamaged",
             ) from error
+        self._path = str(path)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -98,9 +99,19 @@ class HuggingFaceTokenizer:
         Returns:
             ``dtype`` [tokens]: the ids of each document, each followed by ``end_id``; int64
             [documents]: how many each has, the ending one included.
+
+        Raises:
+            DataError: the vocabulary has nothing for a character, and no token for unknown ones.
         """
         texts = [text.decode() for text in bytes(buffer).split(b"\xff")[:-1]]
-        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the package raises the bare class
+            raise DataError(
+                f"cannot encode {self._unknown(texts)!r}: {error}",
+                where=self._path,
+                hint="a tokenizer.json needs byte fallback, or a token for what it does not know",
+            ) from error
         ids = [one.ids for one in encoded]
         sizes = np.array([len(one) + 1 for one in ids], np.int64)
         tokens = np.fromiter(
@@ -112,6 +123,15 @@ class HuggingFaceTokenizer:
         """Return the text of ``ids``; the ends of documents decode to nothing."""
         kept = [int(i) for i in ids if i != self.end_id]
         return str(self._tokenizer.decode(kept, skip_special_tokens=False))
+
+    def _unknown(self, texts: Sequence[str]) -> str:
+        """Return the first character that cannot be encoded, or the first text that cannot."""
+        for piece in (*dict.fromkeys("".join(texts)), *texts):
+            try:
+                self._tokenizer.encode(piece, add_special_tokens=False)
+            except Exception:
+                return piece[:40]
+        return ""
 
     def _end_id(self, path: Path, end: str | int | None) -> int:
         if end is not None:

@@ -73,6 +73,14 @@ def test_files_that_are_not_those_of_the_manifest(build, jsonl, tmp_path):
         describe_binidx(tmp_path / "out" / "data")
 
 
+def test_a_mask_that_is_gone_is_named(build, jsonl, tmp_path):
+    build({"path": jsonl("a.jsonl", ["Hello world"]), "loss": "none"}).run()
+    (tmp_path / "out" / "data.mask").unlink()
+    with pytest.raises(DataError, match="loss mask that the manifest names is gone") as caught:
+        describe_binidx(tmp_path / "out" / "data")
+    assert caught.value.where.endswith("data.mask")
+
+
 def test_a_damaged_index_is_an_error(build, jsonl, tmp_path):
     build(jsonl("a.jsonl", ["Hello world", "x"])).run()
     path = tmp_path / "out" / "data.idx"

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from reader_cases import ROWS, read, written
 
+from rwkvkit.data import remote
 from rwkvkit.data.manifest import read_manifest
 from rwkvkit.errors import DataError, RecipeError, SetupError
 
@@ -280,6 +281,33 @@ def test_what_is_wrong_with_a_remote_path_is_said(build, memory, monkeypatch):
     monkeypatch.setattr(type(memory), "info", fail)
     with pytest.raises(DataError, match="cannot be read: forbidden"):
         build("memory://bad.jsonl").describe()
+
+
+def test_what_a_web_server_refuses_is_said(memory, monkeypatch):
+    def refuse(error):
+        def info(_, path, **__):
+            raise FileNotFoundError(path) from error  # as fsspec's file system of the web does
+
+        monkeypatch.setattr(type(memory), "info", info)
+        monkeypatch.setattr(remote, "_system", lambda path: (memory, path))
+        with pytest.raises(DataError) as caught:
+            remote.find("https://host/a.jsonl")
+        return str(caught.value)
+
+    assert "cannot be read: 403, message='Forbidden'" in refuse(OSError("403, message='Forbidden'"))
+    assert "cannot be read: TimeoutError" in refuse(TimeoutError())
+
+
+def test_a_web_server_without_ranges_is_told(memory, monkeypatch):
+    def fetch(*_, **__):
+        raise ValueError("The HTTP server doesn't appear to support range requests. Only reading")
+
+    memory.pipe("/a.jsonl", LINES)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "_open", fetch)
+        with pytest.raises(DataError, match="no range requests") as caught:
+            read(path="memory://a.jsonl")
+    assert caught.value.hint == "fetch it and name the local file"
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,25 @@ def test_only_the_columns_that_are_needed_are_carried(parquet):
     assert pa.ipc.open_stream(chunk.data).read_all().column_names == ["q"]
 
 
+def test_a_chunk_of_views_or_of_a_dictionary_carries_nothing_of_other_rows(tmp_path):
+    texts = pa.array([row["text"] for row in ROWS])
+    asked = pa.array([[{"role": "user", "content": text.as_py()}] for text in texts])
+    views = pa.list_(pa.struct([("role", pa.string_view()), ("content", pa.string_view())]))
+    as_dictionary = texts.dictionary_encode()
+    for column in (texts.cast(pa.string_view()), asked.cast(views), as_dictionary):
+        table = pa.table({"text": column})
+        with pa.ipc.new_file(tmp_path / "t.arrow", table.schema) as writer:
+            writer.write_table(table)
+        if column is as_dictionary:
+            pq.write_table(table, tmp_path / "t.parquet")
+        for path in tmp_path.iterdir():
+            found = chunks(find_files([Source(path=str(path))]), chunk_bytes=2000)
+            assert 20 < len(found) < 150
+            assert max(len(chunk.data) for chunk in found) < 6000
+            tables = [pa.ipc.open_stream(chunk.data).read_all() for chunk in found]
+            assert pa.concat_tables(tables).column("text").to_pylist() == column.to_pylist()
+
+
 def test_a_table_of_conversations(build, tmp_path):
     chats = [
         [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]

@@ -137,6 +137,13 @@ def test_a_damaged_saved_dataset_is_named(name, content):
     assert caught.value.hint
 
 
+def test_a_saved_dataset_without_rows_has_no_file_to_read():
+    touch("d/dataset_info.json")
+    Path("d", "state.json").write_text('{"_data_files": []}')
+    with pytest.raises(DataError, match="the folder holds no file to read"):
+        names("d")
+
+
 def test_other_files_by_the_names_of_a_saved_dataset_make_none():
     touch("d/state.json", "d/dataset_info.json", "d/a.jsonl")
     assert names("d") == ["d/a.jsonl", "d/dataset_info.json", "d/state.json"]

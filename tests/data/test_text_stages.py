@@ -2,10 +2,12 @@
 
 import re
 import sys
+import threading
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
+from pydantic import PrivateAttr
 
 from rwkvkit import WorldTokenizer, open_binidx
 from rwkvkit.data.chain import check_chain
@@ -79,6 +81,8 @@ def test_the_first_recipe_of_the_docs_is_good(folder):
         ("fliter", "unknown stage (did you mean 'filter'?)"),
         (":", "prepare[1]: should be one stage"),
         ("':'", "cannot be imported: ValueError"),
+        ("own:Versioned", "own:Versioned: its version should be an integer, not '1.2'"),
+        ("own:Listed", "own:Listed: cannot be made: FileNotFoundError: "),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(folder, stage, message):
@@ -89,6 +93,10 @@ def test_what_is_wrong_is_said_with_its_place(folder, stage, message):
         "class Fine(TextStage):\n"
         "    most: int = 1\n"
         "    def run(self, documents): return documents\n"
+        "class Versioned(Fine):\n"
+        "    version = '1.2'\n"
+        "class Listed(Fine):\n"
+        "    def model_post_init(self, _): open('absent.txt')\n"
     )
     (folder / "r.yaml").write_text(recipe(stage))
     with pytest.raises(RecipeError) as caught:
@@ -142,6 +150,8 @@ class Wrong(TextStage):
                 sys.exit("no")
             if self.what == "surrogate":
                 yield document.with_text("\ud800")
+            if self.what == "foreign":
+                yield Document((Segment("a", True),), 0, 999)
 
 
 def chain_with(read, stage, prefix):
@@ -186,6 +196,7 @@ def test_a_conversation_keeps_its_mask(run, jsonl):
         ("empty", "a document without segments"),
         ("segments", "only a conversation has several segments"),
         ("surrogate", "UnicodeEncodeError"),
+        ("foreign", "a document that it did not make from one of the given"),
     ],
 )
 def test_a_stage_that_fails_is_named(run, jsonl, what, message):
@@ -194,3 +205,17 @@ def test_a_stage_that_fails_is_named(run, jsonl, what, message):
         run(path, Wrong(what=what))
     assert caught.value.where == path
     assert "Wrong" in str(caught.value)
+
+
+class Locked(TextStage):
+    """Hold what cannot be sent to another process."""
+
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    def run(self, documents):
+        return documents
+
+
+def test_a_stage_that_cannot_be_sent_is_named(run, jsonl):
+    with pytest.raises(DataError, match=r"Locked cannot be sent .*: cannot pickle '_thread.lock'"):
+        run(jsonl("a.jsonl", ["x"]), Locked())

@@ -97,3 +97,22 @@ def test_what_is_no_tokenizer(tmp_path, monkeypatch, path):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(SetupError, match="the package 'tokenizers' is needed"):
         HuggingFaceTokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (models.WordPiece({"</s>": 0, "a": 1}, unk_token="[UNK]"), r"cannot encode 'é': .*\[UNK\]"),
+        (models.Unigram([("</s>", 0.0), ("a", -1.0)], None), "cannot encode 'é': .*unk_id"),
+        (models.BPE({"</s>": 0, "a": 1}, [], unk_token="<unk>"), "cannot encode 'é': .*<unk>"),
+    ],
+)
+def test_a_character_without_a_token_is_named(tmp_path, model, named):
+    path = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(model).save(str(path))
+    tokenizer = HuggingFaceTokenizer(path, end="</s>")
+    assert tokenizer.encode("a").tolist() == [1]
+    with pytest.raises(DataError, match=named) as caught:
+        tokenizer.encode_segments("a\xff".encode("latin-1") + "aé".encode() + b"\xff")
+    assert caught.value.where == str(path)
+    assert "byte fallback" in caught.value.hint

@@ -176,9 +176,47 @@ def _arrow_batches(raw: BinaryIO, file: InputFile) -> Iterator[Any]:
 def _sliced(batches: Iterable[Any], chunk_bytes: int) -> Iterator[Any]:
     """Cut batches that are much larger than a chunk."""
     for batch in batches:
-        rows = max(1, batch.num_rows * chunk_bytes // max(batch.nbytes, 1))
+        n_bytes = sum(map(_spelt_out_bytes, batch.columns))
+        rows = max(1, batch.num_rows * chunk_bytes // max(n_bytes, 1))
         for start in range(0, batch.num_rows, rows):
-            yield batch.slice(start, rows)
+            yield _plain(batch.slice(start, rows))
+
+
+def _spelt_out_bytes(column: Any) -> int:
+    """Return about how many bytes a column has where each row holds its own text."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    return int(column.dictionary.nbytes) * len(column) // max(len(column.dictionary), 1)
+
+
+def _plain(batch: Any) -> Any:
+    """Replace views and dictionaries: however short, they carry all that the whole batch has."""
+    import pyarrow as pa
+
+    columns = []
+    for column in batch.columns:
+        kind = _plain_type(column.type)
+        columns.append(column if kind == column.type else column.cast(kind))
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _plain_type(kind: Any) -> Any:
+    """Return a type for the same values without views and dictionaries, at any depth."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_plain_type(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
+    return kind
 
 
 def _batch_chunks(
