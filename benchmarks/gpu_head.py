@@ -68,16 +68,13 @@ def head(settings: argparse.Namespace) -> Iterator[Row]:
             row["gb_per_s"] = _BYTES * chunk * vocab / row["ms"] / 1e6
         yield row
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(settings.device).manual_seed(0)
+    at = {"device": settings.device, "generator": generator}
 
-    def randn(*of: int) -> Tensor:
-        x = torch.randn(*of, generator=generator)
-        return x.to(settings.device, dtype).requires_grad_()
-
-    hidden, weight = randn(tokens, width), randn(vocab, width)
-    with torch.no_grad():
-        weight *= 0.02
-    targets = torch.randint(vocab, (tokens,), generator=generator).to(settings.device)
+    hidden, weight = (torch.randn(of, width, **at).to(dtype) for of in (tokens, vocab))
+    hidden.requires_grad_()
+    weight.mul_(0.02).requires_grad_()
+    targets = torch.randint(vocab, (tokens,), **at)
 
     def chunked(count: int, impl: str) -> list[Tensor]:
         loss = head_loss(hidden[:count], weight, targets[:count], impl=impl)

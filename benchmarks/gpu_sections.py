@@ -13,7 +13,7 @@ from gpu_operators import (
     operators,
     wkv_cases,
 )
-from gpu_sanitizer import planted_faults, sanitizer
+from gpu_sanitizer import planted_race, planted_write, sanitizer
 from gpu_steps import compiled_steps, steps
 from gpu_timing import Row
 from gpu_variants import variants
@@ -49,5 +49,9 @@ SECTIONS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[Row]], float]]
 
 Those that matter most come first: together they may take longer than the check has.
 """
-WATCHED = {"small cases": small_cases, "planted faults": planted_faults}
+WATCHED = {
+    "small cases": small_cases,
+    "planted write": planted_write,
+    "planted race": planted_race,
+}
 """What the sanitizer starts."""

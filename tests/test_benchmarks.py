@@ -122,15 +122,24 @@ def test_the_gpu_check_names_what_failed_and_what_is_missing(
 
 @pytest.mark.parametrize(
     ("faults", "kernels", "right"),
-    [(9, 0, [True, True]), (0, 0, [False, True]), (9, 9, [True, False])],
+    [
+        ("1 error; 9", "0 errors; 0", [True, True]),
+        ("1 error; 1", "0 errors; 0", [True, True]),  # the process could not go on
+        ("0 errors; 0", "0 errors; 0", [False, True]),
+        ("1 error; 9", "2 errors; 9", [True, False]),
+        ("1 error; 9", "0 errors; 1", [True, False]),
+        ("1 error; 9", "; 0", [True, False]),
+    ],
 )
 def test_a_sanitizer_that_sees_no_planted_fault_proves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: int, kernels: int, right: list[bool]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: str, kernels: str, right: list[bool]
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     stand_in = tmp_path / "compute-sanitizer"
-    case = f'case "$*" in *"planted faults"*) exit {faults};; *) exit {kernels};; esac'
-    stand_in.write_text(f"#!/bin/sh\n{case}\n")
+    each = [
+        f"echo '= ERROR SUMMARY: {x.replace(';', chr(39) + '; exit')}" for x in (faults, kernels)
+    ]
+    stand_in.write_text(f'#!/bin/sh\ncase "$*" in *planted*) {each[0]};; *) {each[1]};; esac\n')
     stand_in.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     sanitizer = importlib.import_module("gpu_sanitizer").sanitizer

@@ -66,6 +66,8 @@ class RWKV(nn.Module):
             settings: for ``torch.compile``; ``dynamic=True`` for batches of many widths, which then
                 share a few graphs.
         """
+        if "backend" not in settings:
+            settings = {"options": _inductor_options(), **settings}
         # A tuple, not a module list: parameters keep their names.
         self._runs = tuple(
             torch.compile(block, **{"dynamic": False, **settings}) for block in self.blocks
@@ -245,6 +247,18 @@ class Block(nn.Module):
         if memory is None:  # returned, the last token would keep the whole tensor it is a part of
             return x, v_first, None
         return x, v_first, State(normed_att[:, -1], wkv, normed_ffn[:, -1])
+
+
+def _inductor_options() -> dict[str, Any]:
+    """Settings of torch.compile's own backend.
+
+    On a GPU one of its reductions gives the gradient of a mixing vector as [C], where autograd
+    wants [1, 1, C] and stops (pytorch issue 178080; torch 2.11 has it).
+    """
+    from torch._inductor import list_options  # a second, and not needed where nothing is compiled
+
+    name = "triton.mix_order_reduction"
+    return {name: False} if name in list_options() else {}
 
 
 def _policy(context: Any, operator: Any, *inputs: Any, **settings: Any) -> CheckpointPolicy:

@@ -115,9 +115,9 @@ def _automatic(device: torch.device, dtype: torch.dtype, needs: Needs | None) ->
 
 
 def _tensor_core_obstacle(device: torch.device, dtype: torch.dtype, needs: Needs) -> str | None:
-    if _capability(device) >= (8, 0):
+    if _capability(device) >= 80:
         needed = needs.chunked
-    elif _capability(device) == (7, 5) and dtype == torch.float16 and needs.turing:
+    elif _capability(device) == 75 and dtype == torch.float16 and needs.turing:
         needed = needs.turing
     else:
         return f"the tensor-core kernels need an sm_80 or newer for {_name(dtype)}"
@@ -139,7 +139,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def too_old_for(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the GPU is older than an sm_80, and the dtype not the one it has instructions for."""
-    return _capability(device) < (8, 0) and dtype != torch.float16
+    return _capability(device) < 80 and dtype != torch.float16
 
 
 def _asked(function: _Function) -> _Function:
@@ -175,14 +175,16 @@ def look_for_obstacle(device: torch.device) -> str | None:
 
 
 @_asked
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _capability(device: torch.device) -> int:
+    """Its number: 90 for an sm_90. The compiler of torch 2.11 cannot compare constant tuples."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @_asked
 def _shared_bytes(device: torch.device) -> int:
     """Shared memory that a block may have."""
-    usual = 99 * 1024 if _capability(device) >= (8, 0) else 64 * 1024
+    usual = 99 * 1024 if _capability(device) >= 80 else 64 * 1024
     properties = torch.cuda.get_device_properties(device)
     return getattr(properties, "shared_memory_per_block_optin", usual)
 

@@ -139,6 +139,18 @@ def test_blocks_compile_whole_into_two_graphs(arch: str) -> None:
     assert list(model.state_dict()) == names
 
 
+def test_torchs_own_backend_is_kept_from_a_reduction_that_it_gets_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(torch, "compile", lambda block, **settings: seen.append(settings) or block)
+    model = small_model("x070", dtype=torch.float32, n_layer=1)
+    model.compile_blocks()
+    model.compile_blocks(backend="eager")
+    options = {"triton.mix_order_reduction": False}
+    assert seen == [{"dynamic": False, "options": options}, {"dynamic": False, "backend": "eager"}]
+
+
 @tracing
 @pytest.mark.parametrize("arch", ARCHS)
 def test_many_widths_share_their_graphs(arch: str) -> None:

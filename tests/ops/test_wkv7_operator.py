@@ -19,10 +19,11 @@ from rwkvkit.ops import rwkv6, wkv7
 from rwkvkit.ops.cuda import wkv7_plain
 from rwkvkit.ops.cuda.compile import toolkit_versions
 from rwkvkit.ops.cuda.wkv7 import wkv7_backward, wkv7_forward
-from rwkvkit.ops.inputs import Choice, choose, kernel_obstacle
+from rwkvkit.ops.inputs import Choice, choose
 from rwkvkit.ops.rwkv7 import KERNELS
 
 SHAPE = (2, 19, 2, 8)
+BF16, FP32 = torch.bfloat16, torch.float32
 ADA = {"capability": (8, 9), "shared": 101376}
 TURING = {"capability": (7, 5), "shared": 65536}
 
@@ -109,17 +110,19 @@ def test_compile_in_one_graph():
         torch.testing.assert_close(x, y)
 
 
-def test_the_automatic_choice_breaks_no_graph(monkeypatch, gpu):
-    """The toolkit is asked for its version, which torch.compile cannot look into."""
-    real = toolkit_versions
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_the_choice_breaks_no_graph(monkeypatch, gpu, dtype):
+    """The GPU and the toolkit are asked for what torch.compile cannot look into."""
+    real, real_choose = toolkit_versions, wkv_inputs.choose
     gpu()
     monkeypatch.setattr("rwkvkit.ops.cuda.compile.toolkit_versions", real)
 
-    def automatic(*_: object) -> Choice:
-        return Choice("chunked", str(kernel_obstacle(torch.device("cuda"))))
+    def on_gpu(impl, device, dtype, tokens, needs):
+        chosen = real_choose(impl, torch.device("cuda"), dtype, tokens, KERNELS[64])
+        return Choice("chunked", chosen.reason)
 
-    monkeypatch.setattr(wkv_inputs, "_automatic", automatic)
-    vectors, *_ = arguments(torch.float32)
+    monkeypatch.setattr(wkv_inputs, "choose", on_gpu)
+    vectors, *_ = arguments(dtype)
     compiled = torch.compile(lambda *x: wkv7(*x)[0], fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*vectors), wkv7(*vectors)[0])
 
@@ -156,7 +159,6 @@ def test_nothing_is_kept_without_gradients():
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-BF16, FP32 = torch.bfloat16, torch.float32
 
 
 @pytest.fixture
