@@ -20,7 +20,7 @@ from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.manifest import InputRecord, Manifest, manifest_path
 from rwkvkit.data.place import check_place, output_names, publish
 from rwkvkit.data.process import shared_interpreter
-from rwkvkit.data.progress import Progress, Report
+from rwkvkit.data.progress import Report
 from rwkvkit.data.seen import read_seen, states, write_seen
 from rwkvkit.data.shards import Shard, check_complete, note_count
 from rwkvkit.data.stages import Stage
@@ -33,8 +33,6 @@ MEMORY = 2 << 30
 
 LEAST_MEMORY = 1 << 10
 """The least bytes that make sense for it."""
-
-__all__ = ["LEAST_MEMORY", "MEMORY", "Build", "Progress", "Status"]
 
 
 @dataclass(frozen=True)
