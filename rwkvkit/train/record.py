@@ -1,6 +1,5 @@
 """The record of what a run is, so that a resume never mixes two runs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the record of a run, whole or not at all."""
-    files.write_text(folder / NAME, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    files.write_json(folder / NAME, record, sort_keys=True)
 
 
 def end_of_run(run: RunFiles, plan: TrainPlan, samples: Sampler) -> dict[str, Any]:

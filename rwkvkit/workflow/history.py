@@ -1,6 +1,5 @@
 """What a run's folder tells of the run, for people to look at."""
 
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +112,7 @@ def write_about(recipe: Recipe, model: ModelConfig, plan: TrainPlan) -> None:
         "plan": list(plan.lines),
         "system": _system(),
     }
-    files.write_text(recipe.folder / ABOUT, json.dumps(about, indent=1) + "\n")
+    files.write_json(recipe.folder / ABOUT, about)
 
 
 def _read_about(path: Path) -> dict[str, Any]:
