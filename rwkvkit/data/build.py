@@ -1,7 +1,5 @@
 """From a chain of stages to files: ``Build`` runs the data half of a recipe, left to right."""
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -280,7 +278,7 @@ class Build:
                 (file.name, file.source, *when) for file, when in zip(inputs, touched, strict=True)
             ],
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return manifests.digest(facts)
 
     def _inputs(self, skipped: dict[int, list[str]] | None = None) -> list[InputFile]:
         suffixes = (*SUFFIXES, card.SUFFIX, card.PLOT_SUFFIX)
