@@ -16,7 +16,7 @@ from rwkvkit.errors import DataError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from rwkvkit.data.stages import Tokenizer
+    from rwkvkit.tokenizer.text import Tokenizer
 
 SUFFIX = ".md"
 PLOT_SUFFIX = ".png"
