@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from rwkvkit import files
 from rwkvkit.errors import DataError
-from rwkvkit.model.adapter import CONFIG, check_base, holds_states, record_path
+from rwkvkit.model.adapter import CONFIG, STATE_FILE, check_base, holds_states, record_path
 from rwkvkit.model.checkpoint import read_checkpoint
 from rwkvkit.train.adapt import result_name
 from rwkvkit.train.checkpoints import CheckpointStore
 from rwkvkit.train.loop import RunFiles
-from rwkvkit.train.portion import MODEL_FILE, STATE_FILE
+from rwkvkit.train.portion import MODEL_FILE
 from rwkvkit.train.record import read_record
 from rwkvkit.train.tuning import TuningConfig
 

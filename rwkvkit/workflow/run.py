@@ -28,7 +28,7 @@ from rwkvkit.train.observe import END_EARLY, Sink
 from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.profile import TRACE
-from rwkvkit.train.record import NAME, check_record, end_of_run, read_record, write_record
+from rwkvkit.train.record import RECORD, check_record, end_of_run, read_record, write_record
 from rwkvkit.train.tokens import check_tokens
 from rwkvkit.train.trackers import choose_trackers
 from rwkvkit.workflow.choices import Choices
@@ -42,7 +42,7 @@ from rwkvkit.workflow.prompts import check_tokenizer, encode_prompts
 from rwkvkit.workflow.sinks import open_sinks
 from rwkvkit.workflow.weights import InitialWeights
 
-_BESIDE = (NAME, ABOUT, REPORT, TRACE)  # further files of the folder
+_BESIDE = (RECORD, ABOUT, REPORT, TRACE)  # further files of the folder
 
 
 @dataclass(frozen=True)
