@@ -265,7 +265,7 @@ class Build:
         return TaskWork(self._chain.work, folder, self._chunk_bytes, self._chain.rules.need_hashes)
 
     def _work_fingerprint(
-        self, inputs: list[InputFile], tasks: list[Task], touched: list[tuple[int, int | str]]
+        self, inputs: list[InputFile], tasks: list[Task], touched: list[tuple[int, str]]
     ) -> str:
         """Return a hash of what the parts of this build depend on, the inputs' times included."""
         facts = {
@@ -286,7 +286,7 @@ class Build:
         return self._chain.read.files(own, skipped)
 
 
-def _check_unchanged(inputs: list[InputFile], before: list[tuple[int, int | str]]) -> None:
+def _check_unchanged(inputs: list[InputFile], before: list[tuple[int, str]]) -> None:
     remote.forget_listings(file.path for file in inputs if remote.is_remote(file.path))
     for file, was in zip(inputs, before, strict=True):
         if file.touched() != was or was[0] != file.size:
