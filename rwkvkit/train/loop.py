@@ -164,8 +164,8 @@ def train(
             for sink in sinks if group.rank == 0 else ():
                 sink(now)
             ended = done == steps or END_EARLY in now.found
-            if result.skipped:
-                _meet_skip(now, result, plan, store, files, group, report, ended=ended)
+            if result.skipped and (end := _meet_skip(now, result, plan, report, ended=ended)):
+                raise said_once(group, _diverged(end, done, store, files))
             stopped_by = next(filter(None, group.gather(stop.name)), None)
             due = due or done % plan.save_every == 0 or now.rolled_back_to is not None
             if result.skipped and not ended:
@@ -229,26 +229,22 @@ def _meet_skip(
     now: StepReport,
     result: StepResult,
     plan: TrainPlan,
-    store: CheckpointStore,
-    files: RunFiles,
-    group: Group,
     report: Callable[[str], None],
     *,
     ended: bool,
-) -> None:
+) -> DivergedError | None:
     """Report a step without a finite gradient.
 
-    Raises:
-        DivergedError: too many in a row, or several when the run has ``ended``.
+    Returns:
+        The error that ends the run: too many in a row, or several when it has ``ended``.
     """
     found = f"loss {result.loss}, gradient norm {result.grad_norm}"
     limit = min(plan.config.guards.max_skipped, now.steps)
     limit = min(limit, 2) if ended else limit
     if now.skipped_in_a_row < limit:
         report(f"step {now.step:,} skipped: {found}; {now.skipped:,} skipped so far")
-        return
-    error = DivergedError(f"{now.skipped_in_a_row:,} steps in a row were skipped: {found}")
-    raise said_once(group, _diverged(error, now.step, store, files))
+        return None
+    return DivergedError(f"{now.skipped_in_a_row:,} steps in a row were skipped: {found}")
 
 
 def _diverged(
