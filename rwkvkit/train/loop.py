@@ -67,9 +67,14 @@ class RunFiles:
         return (self.final, self.best, self.loss_curve, *texts)
 
     @property
+    def saved(self) -> bool:
+        """Whether there is a checkpoint, whole or damaged."""
+        return any(self.checkpoints.glob("step-*"))
+
+    @property
     def started(self) -> bool:
         """Whether the run has anything that another run must not replace."""
-        return self.final.exists() or any(self.checkpoints.glob("step-*"))
+        return self.final.exists() or self.saved
 
     @property
     def final(self) -> Path:
