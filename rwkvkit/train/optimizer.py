@@ -1,4 +1,4 @@
-"""Which parameters share a learning rate and a weight decay."""
+"""Which parameters share a learning rate and a weight decay, and AdamW over them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
