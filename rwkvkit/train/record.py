@@ -7,10 +7,10 @@ from rwkvkit import files
 from rwkvkit.compare import differences
 from rwkvkit.errors import DataError, RecipeError
 from rwkvkit.train.batch import Sampler
-from rwkvkit.train.loop import RunFiles
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.observe import END_EARLY
 from rwkvkit.train.plan import TrainPlan
+from rwkvkit.train.run_files import RunFiles
 
 RECORD = "run.json"
 # Where files are: what is in them has its hash in the record, so they may move.

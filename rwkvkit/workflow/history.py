@@ -13,10 +13,10 @@ from rwkvkit.model.describe import summary
 from rwkvkit.model.flops import train_flops
 from rwkvkit.recipe.dataset import dataset_prefix
 from rwkvkit.recipe.schema import Recipe
-from rwkvkit.train.loop import RunFiles
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.record import read_record
+from rwkvkit.train.run_files import RunFiles
 
 ABOUT = "about.json"
 

@@ -10,9 +10,9 @@ from rwkvkit.model.adapter import CONFIG, STATE_FILE, check_base, holds_states, 
 from rwkvkit.model.checkpoint import read_checkpoint
 from rwkvkit.train.adapt import result_name
 from rwkvkit.train.checkpoints import CheckpointStore
-from rwkvkit.train.loop import RunFiles
 from rwkvkit.train.portion import MODEL_FILE
 from rwkvkit.train.record import read_record
+from rwkvkit.train.run_files import RunFiles
 from rwkvkit.train.tuning import TuningConfig
 
 _RESULTS = tuple(result_name(TuningConfig(method=name)) for name in ("full", "lora", "state"))

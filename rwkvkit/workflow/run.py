@@ -21,12 +21,13 @@ from rwkvkit.train.adapt import check_tuning, result_name
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.group import Group, Solo
-from rwkvkit.train.loop import RunFiles, train
+from rwkvkit.train.loop import train
 from rwkvkit.train.observe import END_EARLY, Sink
 from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.profile import TRACE
 from rwkvkit.train.record import RECORD, check_record, end_of_run, read_record, write_record
+from rwkvkit.train.run_files import RunFiles
 from rwkvkit.train.tokens import check_tokens
 from rwkvkit.train.trackers import choose_trackers
 from rwkvkit.workflow.choices import Choices

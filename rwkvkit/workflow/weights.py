@@ -17,7 +17,7 @@ from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.grow import check_growth, grow
 from rwkvkit.model.init import init_weights
 from rwkvkit.recipe.schema import ModelSpec, Recipe
-from rwkvkit.train.loop import RunFiles
+from rwkvkit.train.run_files import RunFiles
 
 
 @dataclass(frozen=True)
