@@ -15,8 +15,8 @@ from rwkvkit.recipe.dataset import dataset_prefix
 from rwkvkit.recipe.schema import Recipe
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.plan import TrainPlan
-from rwkvkit.train.record import read_record
 from rwkvkit.train.run_files import RunFiles
+from rwkvkit.train.run_record import read_record
 
 ABOUT = "about.json"
 

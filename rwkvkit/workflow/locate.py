@@ -11,8 +11,8 @@ from rwkvkit.model.checkpoint import read_checkpoint
 from rwkvkit.train.adapt import result_name
 from rwkvkit.train.checkpoints import CheckpointStore
 from rwkvkit.train.portion import MODEL_FILE
-from rwkvkit.train.record import read_record
 from rwkvkit.train.run_files import RunFiles
+from rwkvkit.train.run_record import read_record
 from rwkvkit.train.tuning import TuningConfig
 
 _RESULTS = tuple(result_name(TuningConfig(method=name)) for name in ("full", "lora", "state"))

@@ -26,8 +26,8 @@ from rwkvkit.train.observe import END_EARLY, Sink
 from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.profile import TRACE
-from rwkvkit.train.record import RECORD, check_record, end_of_run, read_record, write_record
 from rwkvkit.train.run_files import RunFiles
+from rwkvkit.train.run_record import RECORD, check_record, end_of_run, read_record, write_record
 from rwkvkit.train.tokens import check_tokens
 from rwkvkit.train.trackers import choose_trackers
 from rwkvkit.workflow.choices import Choices
