@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,11 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, sort_keys: bool = False) -> None:
+    """Write a JSON object that people can read, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=sort_keys) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

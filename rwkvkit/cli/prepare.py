@@ -151,13 +151,10 @@ def _run_shard(
     status = build.status(keep=True)
     if status.up_to_date:
         console.note(f"prepare: up to date: {status.reason}")
+        parts = 0
     else:
         console.note(f"prepare: shard {shard} of {build.prefix}")
-    parts = (
-        0
-        if status.up_to_date
-        else build.run_shard(shard, workers=workers, progress=_progress(console))
-    )
+        parts = build.run_shard(shard, workers=workers, progress=_progress(console))
     console.result(f"shard {shard}: {parts:,} part{'s' * (parts != 1)}")
     console.result(f"next: when all {shard.count} are done, rwkvkit prepare {recipe_name} --merge")
     console.finish(

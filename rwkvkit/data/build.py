@@ -1,7 +1,5 @@
 """From a chain of stages to files: ``Build`` runs the data half of a recipe, left to right."""
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from rwkvkit.data.inputs import InputFile
 from rwkvkit.data.manifest import InputRecord, Manifest, manifest_path
 from rwkvkit.data.place import check_place, output_names, publish
 from rwkvkit.data.process import shared_interpreter
-from rwkvkit.data.progress import Progress, Report
+from rwkvkit.data.progress import Report
 from rwkvkit.data.seen import read_seen, states, write_seen
 from rwkvkit.data.shards import Shard, check_complete, note_count
 from rwkvkit.data.stages import Stage
@@ -33,8 +31,6 @@ MEMORY = 2 << 30
 
 LEAST_MEMORY = 1 << 10
 """The least bytes that make sense for it."""
-
-__all__ = ["LEAST_MEMORY", "MEMORY", "Build", "Progress", "Status"]
 
 
 @dataclass(frozen=True)
@@ -269,7 +265,7 @@ class Build:
         return TaskWork(self._chain.work, folder, self._chunk_bytes, self._chain.rules.need_hashes)
 
     def _work_fingerprint(
-        self, inputs: list[InputFile], tasks: list[Task], touched: list[tuple[int, int | str]]
+        self, inputs: list[InputFile], tasks: list[Task], touched: list[tuple[int, str]]
     ) -> str:
         """Return a hash of what the parts of this build depend on, the inputs' times included."""
         facts = {
@@ -282,7 +278,7 @@ class Build:
                 (file.name, file.source, *when) for file, when in zip(inputs, touched, strict=True)
             ],
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return manifests.digest(facts)
 
     def _inputs(self, skipped: dict[int, list[str]] | None = None) -> list[InputFile]:
         suffixes = (*SUFFIXES, card.SUFFIX, card.PLOT_SUFFIX)
@@ -290,7 +286,7 @@ class Build:
         return self._chain.read.files(own, skipped)
 
 
-def _check_unchanged(inputs: list[InputFile], before: list[tuple[int, int | str]]) -> None:
+def _check_unchanged(inputs: list[InputFile], before: list[tuple[int, str]]) -> None:
     remote.forget_listings(file.path for file in inputs if remote.is_remote(file.path))
     for file, was in zip(inputs, before, strict=True):
         if file.touched() != was or was[0] != file.size:

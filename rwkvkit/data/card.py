@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvkit import files
-from rwkvkit.data.binidx import Binidx, bin_path, open_binidx
+from rwkvkit.data.binidx import BLOCK, Binidx, bin_path, open_binidx
 from rwkvkit.data.contents import length_histogram
 from rwkvkit.data.manifest import Manifest, read_manifest
 from rwkvkit.errors import DataError
@@ -16,11 +16,10 @@ from rwkvkit.errors import DataError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from rwkvkit.data.stages import Tokenizer
+    from rwkvkit.tokenizer.text import Tokenizer
 
 SUFFIX = ".md"
 PLOT_SUFFIX = ".png"
-_BLOCK = 1 << 20
 _MOST_BLOCKS = 64  # of tokens that are counted, spread over the whole
 _MOST_INPUTS = 100
 _SAMPLES = 3
@@ -182,12 +181,12 @@ def _draw_lengths(axes: "Axes", data: Binidx) -> None:
 
 
 def _draw_frequencies(axes: "Axes", data: Binidx) -> None:
-    n_blocks = -(-data.n_tokens // _BLOCK)
+    n_blocks = -(-data.n_tokens // BLOCK)
     step = max(1, -(-n_blocks // _MOST_BLOCKS))
     counts = np.zeros(0, np.int64)
     for block in range(0, n_blocks, step):
-        start = block * _BLOCK
-        own = np.bincount(data.tokens(start, min(_BLOCK, data.n_tokens - start)))
+        start = block * BLOCK
+        own = np.bincount(data.tokens(start, min(BLOCK, data.n_tokens - start)))
         if len(own) > len(counts):
             counts, own = own, counts
         counts[: len(own)] += own

@@ -30,11 +30,11 @@ class EncodedChunk:
 
     Attributes:
         files: index of the document's file in the list of inputs, uint32 [documents].
-        offsets: byte offset of the document's line in its file, int64 [documents].
+        offsets: where in its file the document starts, see ``Documents``, int64 [documents].
         sizes: tokens, the ending one included, int32 [documents].
         tokens: of all documents, one after another, uint16 or int32 [tokens].
         rejects: lines that gave no document; at most one unless bad lines are skipped.
-        n_lines: lines in the chunk, 0 for text files.
+        n_lines: see ``Documents``.
         mask: uint8 [tokens], 1 where the token counts in the loss; None unless the corpus is
             masked.
         filtered: documents that stages left out.

@@ -76,9 +76,10 @@ class Documents:
         marks: for each document a byte a segment, 1 where it counts in the loss; None where every
             document is one segment, of which its file's ``loss`` says whether it counts.
         files: index of each document's file in the list of inputs.
-        offsets: byte offset in the file of the line each document stands on, 0 for text files.
+        offsets: byte offset in the file at which each document's line or text starts; of a table,
+            the number of its row.
         rejects: the bad lines; at most one unless they are to be skipped.
-        n_lines: lines in the chunk, 0 for text files.
+        n_lines: lines or rows in the chunk, 0 for text files of a document each.
     """
 
     texts: list[bytes] | JoinedTexts = field(default_factory=list)

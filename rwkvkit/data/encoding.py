@@ -66,8 +66,8 @@ class TaskWork:
         told = 0
         with PartWriter(self.folder, task.number, hashed=self.hashed) as writer:
             if task.hashes_only:
-                nothing = Step(0, 0, 0, 0)  # but where this worker is to stop, it learns of it
-                hashes[task.first_file] = hash_file(task.files[0], lambda: add(nothing))
+                # A step of nothing: where this worker is to stop, it learns of it.
+                hashes[task.first_file] = hash_file(task.files[0], lambda: add(Step()))
             else:
                 for chunk in task_chunks(task, self.chunk_bytes, hashes):
                     encoded = self.chunk_work(chunk)
@@ -79,7 +79,7 @@ class TaskWork:
                     add(Step(chunk.input_bytes, len(encoded.sizes), len(encoded.tokens), rejected))
                     told += chunk.input_bytes
                 if told < task.input_bytes:  # a range in which nothing starts
-                    add(Step(task.input_bytes - told, 0, 0, 0))
+                    add(Step(task.input_bytes - told))
             with writing(self.folder):
                 return writer.finish(hashes)
 
@@ -126,10 +126,10 @@ class TaskWork:
 class Step:
     """What was done since the step before: bytes of input, and what came of them."""
 
-    input_bytes: int
-    documents: int
-    tokens: int
-    rejected: int
+    input_bytes: int = 0
+    documents: int = 0
+    tokens: int = 0
+    rejected: int = 0
 
     def __add__(self, other: "Step") -> "Step":
         return Step(
@@ -145,7 +145,7 @@ class _Steps:
 
     def __init__(self, tell: Callable[[Step], None]) -> None:
         self._tell = tell
-        self._sum = Step(0, 0, 0, 0)
+        self._sum = Step()
         self._next = time.monotonic() + _TELL_SECONDS
 
     def add(self, step: Step) -> None:
@@ -155,7 +155,7 @@ class _Steps:
 
     def tell(self) -> None:
         self._tell(self._sum)
-        self._sum = Step(0, 0, 0, 0)
+        self._sum = Step()
         self._next = time.monotonic() + _TELL_SECONDS
 
 
@@ -196,19 +196,13 @@ def encode_tasks(tasks: Sequence[Task], work: TaskWork, *, run: Run, report: Rep
         SetupError: the parts cannot be written.
     """
     total = sum(task.input_bytes for task in tasks)
-    done = Counter({"input_bytes": 0})
+    done = Step()
 
     def tell(step: Step) -> None:
-        done.update(vars(step))
+        nonlocal done
+        done += step
         report(
-            Progress(
-                "encode",
-                done["input_bytes"],
-                total,
-                done["documents"],
-                done["tokens"],
-                done["rejected"],
-            )
+            Progress("encode", done.input_bytes, total, done.documents, done.tokens, done.rejected)
         )
 
     return list(run(work, tasks, tell))

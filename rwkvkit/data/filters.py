@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from rwkvkit.data.text_stages import Document, TextStage
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
+Limit = Annotated[int, Field(ge=0)]
 
 
 class _Letters(dict[int, int | None]):
@@ -31,16 +31,16 @@ class Filter(TextStage):
     key: ClassVar[str] = "filter"
     version: ClassVar[int] = 2  # 1 dropped documents just at the limit of repeated lines
 
-    min_chars: Count | None = None
+    min_chars: Limit | None = None
     """Least number of characters of a document."""
 
-    max_chars: Count | None = None
+    max_chars: Limit | None = None
     """Largest number of characters."""
 
-    min_tokens: Count | None = None
+    min_tokens: Limit | None = None
     """Least number of tokens, the end of the document included; checked after encoding."""
 
-    max_tokens: Count | None = None
+    max_tokens: Limit | None = None
     """Largest number of tokens."""
 
     require: str | None = None

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-SEAM = b"\xff"
-"""Stands between the segments of a document; it is in no valid UTF-8."""
+from rwkvkit.tokenizer.utf8 import END_BYTE
+
+SEAM = END_BYTE
+"""Stands between the segments of a document: tokenizers take each for a document of its own."""
 
 
 class BadLine(Exception):

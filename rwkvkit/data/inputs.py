@@ -62,7 +62,7 @@ class InputFile:
         """Whether ranges of its bytes can be read one by one."""
         return self.format == "parquet" or (self.format == "jsonl" and not self.compression)
 
-    def touched(self) -> tuple[int, int | str]:
+    def touched(self) -> tuple[int, str]:
         """Return its size, and what changes when its content does.
 
         Raises:

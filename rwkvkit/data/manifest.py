@@ -201,10 +201,14 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
     return manifest
 
 
+def digest(facts: dict[str, Any]) -> str:
+    """Return the SHA-256 of facts that JSON can hold, in whatever order they are."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def _hash(facts: dict[str, Any]) -> str:
     """Return a hash of the fields of a manifest, its own hash left out."""
-    hashed = {key: value for key, value in facts.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+    return digest({key: value for key, value in facts.items() if key != "sha256"})
 
 
 def records(stages: Iterable[Stage]) -> list[StageRecord]:
@@ -242,7 +246,7 @@ def fingerprint(
         "ctx_len": ctx_len,
         "inputs": [record.model_dump(mode="json", exclude={"tag"}) for record in inputs],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return digest(facts)
 
 
 def recipe_change(

@@ -11,13 +11,13 @@ from rwkvkit.data.forms import SEAM
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.huggingface import HuggingFaceTokenizer
 from rwkvkit.tokenizer.jit import compiled
-from rwkvkit.tokenizer.world import WorldTokenizer
+from rwkvkit.tokenizer.text import Tokenizer
 
 _SAMPLE = 1024  # tokens of a document that are decoded
 
 
 def check_round_trip(
-    tokenizer: WorldTokenizer | HuggingFaceTokenizer,
+    tokenizer: Tokenizer,
     documents: Documents,
     tokens: NDArray[Any],
     sizes: NDArray[np.int64],

@@ -8,6 +8,7 @@ half a surrogate pair, NaN, names with escapes or outside ASCII.
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvkit.data.forms import SEAM
 from rwkvkit.data.json_bytes import (
     CLOSE,
     COLON,
@@ -25,7 +26,7 @@ from rwkvkit.data.json_bytes import (
 )
 from rwkvkit.tokenizer.jit import compiled
 
-_SEAM = 0xFF
+_SEAM = SEAM[0]
 _ODD, _BLANK, _DOCUMENT = range(3)
 
 

@@ -85,10 +85,7 @@ class Selection:
             order = np.lexsort((records["rest"], records[KEY]))  # stable: the first stays first
             records = records[order]
             again = np.zeros(len(records), bool)
-            for field in (KEY, "rest"):
-                column = records[field]
-                same = column[1:] == column[:-1]
-                again[1:] = same if field == KEY else again[1:] & same
+            again[1:] = (np.diff(records[KEY]) == 0) & (np.diff(records["rest"]) == 0)
             self._drop(np.sort(records["document"][again]))
         buckets.close()
 

@@ -234,10 +234,6 @@ class WriteBinidx(Stage):
         """Leave out the path: where the files lie changes nothing in them."""
         return {}
 
-    def summary(self) -> str:
-        """Name the files."""
-        return f"{self.prefix}.bin, {self.prefix}.idx, {self.prefix}.manifest.json"
-
 
 class PlanResult(Config):
     """The numbers training derives from the corpus, with the reference's names."""

@@ -1,6 +1,5 @@
 """What fine-tuning leaves beside a base: an adapter in peft's files, or tuned states."""
 
-import json
 import logging
 import re
 from collections import defaultdict
@@ -72,7 +71,7 @@ def write_adapter(
         for key, value in config.to_dict().items()
     }
     settings["inference_mode"] = True
-    files.write_text(folder / CONFIG, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+    files.write_json(folder / CONFIG, settings, sort_keys=True)
     ready = {f"{_PREFIX}{name}": t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
         with files.replacing(folder / WEIGHTS) as temporary:
@@ -237,7 +236,7 @@ def _merged_weight(
 
 def write_record(path: Path, base: Mapping[str, Any]) -> None:
     """Write down which base an adapter or states belong to, beside or inside ``path``."""
-    files.write_text(record_path(path), json.dumps({"base": base}, indent=1) + "\n")
+    files.write_json(record_path(path), {"base": base})
 
 
 def record_path(path: Path) -> Path:

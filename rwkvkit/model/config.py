@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 Arch = Literal["x052", "x060", "x070"]
 ARCHS: tuple[Arch, ...] = ("x052", "x060", "x070")
 
-LORA_RANKS: dict[str, tuple[str, ...]] = {
-    "x052": (),
-    "x060": ("d_mix_lora", "d_decay_lora"),
-    "x070": ("d_decay_lora", "d_aaa_lora", "d_mv_lora", "d_gate_lora"),
-}
+_RANKS = ("d_aaa_lora", "d_decay_lora", "d_gate_lora", "d_mix_lora", "d_mv_lora")
 
 
 class ModelConfig(Config):
@@ -75,7 +71,7 @@ class ModelConfig(Config):
         if self.dropout and self.arch == "x070":
             raise ValueError("x070 has no dropout, it exists for x052 and x060")
         derived = _derived(self.arch, self.n_embd)
-        for name in sorted({rank for ranks in LORA_RANKS.values() for rank in ranks}):
+        for name in _RANKS:
             if getattr(self, name) and name not in derived:
                 raise ValueError(f"{self.arch} has no {name}")
         for name, value in derived.items():

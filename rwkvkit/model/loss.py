@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from rwkvkit.errors import UsageError
 from rwkvkit.ops import cross_entropy as plain
 from rwkvkit.ops.cuda import cross_entropy as kernel
-from rwkvkit.ops.inputs import Impl
+from rwkvkit.ops.inputs import Impl, compute_dtype
 
 L2WRAP = 1e-4
 # Logits that head_loss holds: 64 MiB in float32 on a CPU; on a GPU 0.5 GiB in bfloat16, so that
@@ -45,11 +45,12 @@ def lm_loss(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tens
         UsageError: the shapes do not fit together.
     """
     _check("logits", logits, targets, mask, "lm_loss")
+    dtype = compute_dtype(logits)
     if mask is None:
         share = 1 / max(1, targets.numel())
-        weights = torch.full(targets.shape, share, dtype=_wide(logits), device=logits.device)
+        weights = torch.full(targets.shape, share, dtype=dtype, device=logits.device)
     else:
-        weights = mask.to(_wide(logits))
+        weights = mask.to(dtype)
         weights = weights / _total(weights)
     rows = logits.reshape(-1, logits.shape[-1])
     return _Loss.apply(rows, targets.reshape(-1), weights.reshape(-1))
@@ -93,9 +94,9 @@ def head_loss(
         )
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if mask is None:
-        weights = torch.ones(targets.shape, dtype=_wide(hidden), device=hidden.device)
+        weights = torch.ones(targets.shape, dtype=compute_dtype(hidden), device=hidden.device)
     else:
-        weights = mask.to(_wide(hidden)).reshape(-1)
+        weights = mask.to(compute_dtype(hidden)).reshape(-1)
         kept = None if _every_token.get() else weights.nonzero().squeeze(1)
         if kept is not None and len(kept) < len(weights):
             hidden, targets, weights = (x.index_select(0, kept) for x in (hidden, targets, weights))
@@ -161,10 +162,6 @@ def _check(name: str, inputs: Tensor, targets: Tensor, mask: Tensor | None, func
                 hint=f"{name} are [B, T, {'V' if name == 'logits' else 'C'}], "
                 "targets and mask [B, T]",
             )
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _total(weights: Tensor) -> Tensor:

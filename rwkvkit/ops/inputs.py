@@ -20,10 +20,10 @@ Impl = Literal["auto", "naive", "chunked", "cuda", "precise"]
 
 @dataclass(frozen=True)
 class Choice:
-    """An implementation.
+    """Which of several implementations of an operator.
 
     Attributes:
-        impl: ``naive``, ``chunked``, ``cuda`` or ``precise``.
+        impl: its name, such as ``chunked``.
         reason: in a line, for people.
     """
 

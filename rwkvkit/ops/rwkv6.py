@@ -76,7 +76,11 @@ def wkv6(
     dtype = inputs.compute_dtype(r, k, v, log_w, u, state, origin)
     choice = inputs.choose(impl, r.device, v.dtype, tokens, KERNELS.get(size))
     if choice.impl in ("cuda", "precise"):
-        return _kernels(r, k, v, log_w, u, state, resets, origin, choice.impl)
+        from rwkvkit.ops.cuda.wkv6 import wkv  # which imports this file
+
+        precise = choice.impl == "precise"
+        with inputs.no_autocast(r.device):
+            return wkv(r, k, v, log_w, u, state, resets, origin, precise=precise)
     run = _naive if choice.impl == "naive" else _chunked
     log_w = log_w.expand(-1 if log_w.dim() == 4 else 1, tokens, heads, size)
     with inputs.no_autocast(r.device):
@@ -127,24 +131,6 @@ def wkv5(
     """
     inputs.check({"log_w": log_w}, {"log_w": tuple(r.shape[2:])})
     return wkv6(r, k, v, log_w, u, state, resets, origin=origin, impl=impl)
-
-
-def _kernels(
-    r: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_w: Tensor,
-    u: Tensor,
-    state: Tensor | None,
-    resets: Tensor | None,
-    origin: Tensor | None,
-    impl: str,
-) -> tuple[Tensor, Tensor]:
-    """Hand over to the registered operator."""
-    from rwkvkit.ops.cuda.wkv6 import wkv
-
-    with inputs.no_autocast(r.device):
-        return wkv(r, k, v, log_w, u, state, resets, origin, precise=impl == "precise")
 
 
 def _naive(

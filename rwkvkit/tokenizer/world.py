@@ -57,7 +57,7 @@ class WorldTokenizer:
         Raises:
             DataError: the text holds a lone surrogate, which UTF-8 cannot express.
         """
-        return self._encode(utf8(text))
+        return self.encode_joined(utf8(text))
 
     def encode_batch(self, texts: Iterable[str]) -> list[NDArray[np.uint16]]:
         """Return the ids of each text; faster than one by one.
@@ -83,7 +83,14 @@ class WorldTokenizer:
         Returns:
             uint16 [tokens]: the ids of each document, each followed by 0.
         """
-        return self._encode(buffer)
+        text = np.frombuffer(buffer, np.uint8)
+        out = self._room(len(text))
+        tables = self._vocabulary.tables
+        if len(text) < _SHORT:
+            count = lanes.encode_short(text, tables.slots, tables.roots, out)
+        else:
+            count = lanes.encode_long(text, *tables, out)
+        return out[:count].copy()
 
     def encode_segments(
         self, buffer: bytes | NDArray[np.uint8]
@@ -129,16 +136,6 @@ class WorldTokenizer:
         stops = np.cumsum(sizes).tolist()
         starts = [0, *stops[:-1]]
         return [text[start:stop] for start, stop in zip(starts, stops, strict=True)]
-
-    def _encode(self, data: bytes | NDArray[np.uint8]) -> NDArray[np.uint16]:
-        text = np.frombuffer(data, np.uint8)
-        out = self._room(len(text))
-        tables = self._vocabulary.tables
-        if len(text) < _SHORT:
-            count = lanes.encode_short(text, tables.slots, tables.roots, out)
-        else:
-            count = lanes.encode_long(text, *tables, out)
-        return out[:count].copy()
 
     def _room(self, size: int) -> NDArray[np.uint16]:
         """Return an array to write ids to; a thread uses the same one again, up to a size."""

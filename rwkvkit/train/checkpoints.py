@@ -165,11 +165,6 @@ class CheckpointStore:
             for left in self.folder.glob(".step-*.tmp"):
                 shutil.rmtree(left)
 
-    @property
-    def empty(self) -> bool:
-        """Whether there is no checkpoint, whole or damaged."""
-        return not self._all()
-
     def _all(self) -> list[Checkpoint]:
         folders = sorted(self.folder.glob("step-" + "[0-9]" * 8))
         return [Checkpoint(path, int(path.name.removeprefix("step-"))) for path in folders]

@@ -25,7 +25,7 @@ from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.deepspeed_state import ShardedState, rounded
 from rwkvkit.train.engine import StepResult
 from rwkvkit.train.group import COLLECTIVE_TIMEOUT, Group
-from rwkvkit.train.optimizer import optimizer_groups
+from rwkvkit.train.optimizer import make_adamw, optimizer_groups, set_rates
 from rwkvkit.train.passes import loss_count, losses
 from rwkvkit.train.portion import MODEL_FILE, Portion
 from rwkvkit.train.state import (
@@ -93,9 +93,12 @@ class DeepSpeedEngine:
                 )
             else:
                 model.to(dtype)
+            # On the host too torch's own, whose fused form needs no compiler: DeepSpeed would
+            # compile an Adam at every first start.
+            fused = config.offload != "none"
             self._engine, self._optimizer, _, _ = self._deepspeed.initialize(
                 model=model,
-                optimizer=self._adamw(groups, config),
+                optimizer=make_adamw(groups, self._params.values(), config, fused=fused),
                 config=settings,
                 dist_init_required=False,
             )
@@ -106,9 +109,7 @@ class DeepSpeedEngine:
     def step(self, batch: Batch, *, lr: float, weight_decay: float) -> StepResult:
         """Take one optimizer step; see ``Engine.step``."""
         counted = max(1.0, self._group.sum(batch.counted))
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-            group["weight_decay"] = weight_decay if group["decays"] else 0.0
+        set_rates(self._optimizer, lr=lr, weight_decay=weight_decay)
         loss = torch.zeros((), device=self._device)
         passes = batch.split(len(batch.x) // self._micro_bsz)
         for number, micro in enumerate(passes, 1):
@@ -185,24 +186,6 @@ class DeepSpeedEngine:
         weights = self._state.weights(self.model)
         if self._group.rank == 0:
             self._portion.write(weights, path)
-
-    def _adamw(self, groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-        own = [
-            {
-                "params": group["params"],
-                "lr_scale": group["lr_scale"],
-                "decays": group["weight_decay"] > 0,
-            }
-            for group in groups
-        ]
-        # On the host too, where DeepSpeed would compile an Adam of its own at every first start:
-        # torch's fused one needs no compiler.
-        return torch.optim.AdamW(
-            own,
-            betas=(config.beta1, config.beta2),
-            eps=config.adam_eps,
-            fused=config.offload != "none",
-        )
 
     @property
     def _scales(self) -> bool:

@@ -126,9 +126,7 @@ def choose_placement(
 
 def peak_flops(placement: Placement) -> float | None:
     """Return the operations a second that a device can do in bf16; None where that is unknown."""
-    if placement.device.type != "cuda" or placement.dtype != torch.bfloat16:
-        return None
-    card = card_of(torch.cuda.get_device_name(placement.device))
+    card = card_at(placement.device) if placement.dtype == torch.bfloat16 else None
     return None if card is None else card.tflops * 1e12
 
 

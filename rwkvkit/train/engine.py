@@ -13,7 +13,7 @@ from rwkvkit.errors import DivergedError
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.group import Group, Solo
-from rwkvkit.train.optimizer import optimizer_groups
+from rwkvkit.train.optimizer import make_adamw, optimizer_groups, set_rates
 from rwkvkit.train.passes import losses
 from rwkvkit.train.portion import Portion, WholeModel
 from rwkvkit.train.recorder import Pass
@@ -125,20 +125,7 @@ class TorchEngine:
         if not self._masters_are_params:
             self._masters = [param.detach().clone().requires_grad_() for param in self._params]
             model.to(dtype)
-        remaining = iter(self._masters)
-        self._optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [next(remaining) for _ in group["params"]],
-                    "lr_scale": group["lr_scale"],
-                    "decays": group["weight_decay"] > 0,
-                }
-                for group in groups
-            ],
-            betas=(config.beta1, config.beta2),
-            eps=config.adam_eps,
-            fused=True,
-        )
+        self._optimizer = make_adamw(groups, self._masters, config, fused=True)
 
     def step(self, batch: Batch, *, lr: float, weight_decay: float) -> StepResult:
         """Take one optimizer step; see ``Engine.step``."""
@@ -155,9 +142,7 @@ class TorchEngine:
         result = StepResult(self._group.sum(self._loss.item()), grad_norm.item())
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             return replace(result, skipped=True)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-            group["weight_decay"] = weight_decay if group["decays"] else 0.0
+        set_rates(self._optimizer, lr=lr, weight_decay=weight_decay)
         self._optimizer.step()
         self._publish_masters()
         return result

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from rwkvkit.errors import DivergedError, InterruptedRun, RecipeError
 from rwkvkit.train.batch import Sampler
@@ -14,67 +13,9 @@ from rwkvkit.train.metrics import MetricsLog
 from rwkvkit.train.observe import END_EARLY, Probe, Sink, StepReport
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.prefetch import Prefetch
+from rwkvkit.train.run_files import RunFiles
 from rwkvkit.train.signals import StopRequest
 from rwkvkit.train.watch import Watch
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """The files of a run, all in one folder.
-
-    Attributes:
-        folder: the run's folder.
-        result: the name of what the run ends with; the reference's name for whole weights.
-    """
-
-    folder: Path
-    result: str = "rwkv-final.pth"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints to resume from."""
-        return self.folder / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line a step."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def train_log(self) -> Path:
-        """One line a mini-epoch, as the reference trainer writes it."""
-        return self.folder / "train_log.txt"
-
-    @property
-    def loss_curve(self) -> Path:
-        """The picture of the loss."""
-        return self.folder / "loss.png"
-
-    @property
-    def best(self) -> Path:
-        """The weights with the smallest loss on held-out data."""
-        return self.folder / f"best{Path(self.result).suffix}"
-
-    @property
-    def previews(self) -> Path:
-        """One JSON line a text that the model wrote on the way."""
-        return self.folder / "samples.jsonl"
-
-    @property
-    def written(self) -> tuple[Path, ...]:
-        """What training writes into the folder, checkpoints aside."""
-        texts = (self.metrics, self.train_log, self.previews)
-        return (self.final, self.best, self.loss_curve, *texts)
-
-    @property
-    def started(self) -> bool:
-        """Whether the run has anything that another run must not replace."""
-        return self.final.exists() or any(self.checkpoints.glob("step-*"))
-
-    @property
-    def final(self) -> Path:
-        """The weights at the end of the run, or what fine-tuning leaves beside its base."""
-        return self.folder / self.result
 
 
 def train(
@@ -164,8 +105,8 @@ def train(
             for sink in sinks if group.rank == 0 else ():
                 sink(now)
             ended = done == steps or END_EARLY in now.found
-            if result.skipped:
-                _meet_skip(now, result, plan, store, files, group, report, ended=ended)
+            if result.skipped and (end := _meet_skip(now, result, plan, report, ended=ended)):
+                raise said_once(group, _diverged(end, done, store, files))
             stopped_by = next(filter(None, group.gather(stop.name)), None)
             due = due or done % plan.save_every == 0 or now.rolled_back_to is not None
             if result.skipped and not ended:
@@ -229,26 +170,22 @@ def _meet_skip(
     now: StepReport,
     result: StepResult,
     plan: TrainPlan,
-    store: CheckpointStore,
-    files: RunFiles,
-    group: Group,
     report: Callable[[str], None],
     *,
     ended: bool,
-) -> None:
+) -> DivergedError | None:
     """Report a step without a finite gradient.
 
-    Raises:
-        DivergedError: too many in a row, or several when the run has ``ended``.
+    Returns:
+        The error that ends the run: too many in a row, or several when it has ``ended``.
     """
     found = f"loss {result.loss}, gradient norm {result.grad_norm}"
     limit = min(plan.config.guards.max_skipped, now.steps)
     limit = min(limit, 2) if ended else limit
     if now.skipped_in_a_row < limit:
         report(f"step {now.step:,} skipped: {found}; {now.skipped:,} skipped so far")
-        return
-    error = DivergedError(f"{now.skipped_in_a_row:,} steps in a row were skipped: {found}")
-    raise said_once(group, _diverged(error, now.step, store, files))
+        return None
+    return DivergedError(f"{now.skipped_in_a_row:,} steps in a row were skipped: {found}")
 
 
 def _diverged(

@@ -1,10 +1,12 @@
-"""Which parameters share a learning rate and a weight decay."""
+"""Which parameters share a learning rate and a weight decay, and AdamW over them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.patterns import matches, plain_name
 
 
@@ -67,6 +69,37 @@ def optimizer_groups(
         group["names"].append(name)
         group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
+
+
+def make_adamw(
+    groups: list[dict[str, Any]], params: Iterable[Tensor], config: TrainConfig, *, fused: bool
+) -> torch.optim.AdamW:
+    """Return AdamW over groups, each with its ``lr_scale`` and whether it ``decays``.
+
+    Args:
+        groups: from :func:`optimizer_groups`.
+        params: what is trained in the place of their parameters, such as float32 masters; in order.
+        config: the recipe's settings.
+        fused: whether one kernel updates many tensors.
+    """
+    remaining = iter(params)
+    own = [
+        {
+            "params": [next(remaining) for _ in group["params"]],
+            "lr_scale": group["lr_scale"],
+            "decays": group["weight_decay"] > 0,
+        }
+        for group in groups
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(own, betas=betas, eps=config.adam_eps, fused=fused)
+
+
+def set_rates(optimizer: Any, *, lr: float, weight_decay: float) -> None:
+    """Set the rates of a step in an optimizer from :func:`make_adamw`, or in one around it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 
 def _factor(scales: Mapping[str, float], name: str) -> float:

@@ -59,7 +59,7 @@ def make_samples(
     _check_mask(data)
     segments = _segments(config, data, ctx_len) if order == "infctx" else 1
     pieces = cut(data.sizes, ctx_len * segments)
-    lines = [line, *_about_long(pieces, data, order, ctx_len)]
+    lines = [line, *_about_long(pieces, data, order)]
     if order == "padded":
         return PaddedSamples(
             data, pieces, vocab_size, group=global_batch, seed=seed, lines=tuple(lines)
@@ -116,7 +116,7 @@ def _segments(config: SamplingConfig, data: Binidx, ctx_len: int) -> int:
     return config.segments or max(1, -(-(int(data.sizes.max()) - 1) // ctx_len))
 
 
-def _about_long(pieces: Rows, data: Binidx, order: Order, ctx_len: int) -> list[str]:
+def _about_long(pieces: Rows, data: Binidx, order: Order) -> list[str]:
     long = int((data.sizes > pieces.size + 1).sum())
     if not long:
         return []

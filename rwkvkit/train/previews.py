@@ -3,23 +3,15 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from rwkvkit.files import read_json_lines, write_text
 from rwkvkit.model.generate import generate_tokens
 from rwkvkit.model.rwkv import RWKV
+from rwkvkit.tokenizer.text import Tokenizer
 from rwkvkit.train.engine import Engine
 from rwkvkit.train.evaluation import EvaluateConfig
 from rwkvkit.train.group import Group
-
-
-class Decoder(Protocol):
-    """Turns tokens into text; ``end_id`` ends a document."""
-
-    end_id: int
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids."""
 
 
 class Previews:
@@ -41,7 +33,7 @@ class Previews:
     def __init__(
         self,
         prompts: Mapping[str, Sequence[int]],
-        tokenizer: Decoder,
+        tokenizer: Tokenizer,
         config: EvaluateConfig,
         *,
         every: int,

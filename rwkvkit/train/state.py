@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rwkvkit.model.checkpoint import write_archive
 
-STATE_FILE = "optimizer.pt"
+OPTIMIZER_FILE = "optimizer.pt"
 
 ParameterState = dict[str, Tensor]
 """What AdamW keeps for a parameter, by name of the tensor, each of the parameter's shape."""
@@ -44,7 +44,7 @@ def write_state(state: TrainState, folder: Path, rank: int = 0) -> None:
     """
     more = {} if state.loss_scale is None else {"loss_scale": state.loss_scale}
     content = {"parameters": state.parameters, "random": state.random, "more": more}
-    name = STATE_FILE if rank == 0 else STATE_FILE.replace(".", f"-{rank}.")
+    name = OPTIMIZER_FILE if rank == 0 else OPTIMIZER_FILE.replace(".", f"-{rank}.")
     write_archive(content, folder / name)
 
 
@@ -52,8 +52,8 @@ def read_state(folder: Path) -> TrainState:
     """Read the parts that all processes wrote; the tensors stay on disk until they are used."""
     parameters: dict[str, ParameterState] = {}
     first: dict[str, Any] = {}
-    stem = STATE_FILE.removesuffix(".pt")
-    for path in [folder / STATE_FILE, *sorted(folder.glob(f"{stem}-*.pt"))]:
+    stem = OPTIMIZER_FILE.removesuffix(".pt")
+    for path in [folder / OPTIMIZER_FILE, *sorted(folder.glob(f"{stem}-*.pt"))]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         parameters |= content["parameters"]
         first = first or content

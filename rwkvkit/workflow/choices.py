@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from rwkvkit.model.config import ModelConfig
+from rwkvkit.model.flops import train_flops
 from rwkvkit.ops.inputs import Choice, Impl
 from rwkvkit.train.adapt import check_tuning, rate_hint
 from rwkvkit.train.backend import Backend, choose_backend
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.compile import choose_compile
 from rwkvkit.train.config import TrainConfig
-from rwkvkit.train.device import Placement, choose_placement
+from rwkvkit.train.device import Placement, choose_placement, peak_flops
 from rwkvkit.train.estimate import Setup
 from rwkvkit.train.graphs import Graphs, choose_graphs
 from rwkvkit.train.operator import choose_elementwise, choose_loss, choose_wkv
@@ -101,6 +102,13 @@ class Choices:
             world=self.processes,
             offload=self.settings.offload,
         )
+
+    def utilisation(self, placement: Placement) -> float | None:
+        """Return the share of the hardware's peak that one token a second takes; None: unknown."""
+        peak = peak_flops(placement)
+        if peak is None or self.settings.tuning.method != "full":
+            return None  # frozen weights need less arithmetic
+        return train_flops(self.model) / peak / self.processes
 
     def impl(self, placement: Placement) -> Impl:
         """Decide before torch.compile sees the model; on a CPU each call decides for itself."""

@@ -16,11 +16,11 @@ from rwkvkit.train.documents import PackedSamples
 from rwkvkit.train.evaluation import EvaluateConfig
 from rwkvkit.train.group import Group
 from rwkvkit.train.held_out import Evaluation
-from rwkvkit.train.loop import RunFiles
 from rwkvkit.train.observe import Probe
 from rwkvkit.train.orders import choose_order, validation_samples
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.previews import Previews
+from rwkvkit.train.run_files import RunFiles
 from rwkvkit.train.tokens import check_tokens
 from rwkvkit.workflow.prompts import encode_prompts, recipe_tokenizer
 

@@ -1,6 +1,5 @@
 """What a run's folder tells of the run, for people to look at."""
 
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ from rwkvkit.model.describe import summary
 from rwkvkit.model.flops import train_flops
 from rwkvkit.recipe.dataset import dataset_prefix
 from rwkvkit.recipe.schema import Recipe
-from rwkvkit.train.loop import RunFiles
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.plan import TrainPlan
-from rwkvkit.train.record import read_record
+from rwkvkit.train.run_files import RunFiles
+from rwkvkit.train.run_record import read_record
 
 ABOUT = "about.json"
 
@@ -113,7 +112,7 @@ def write_about(recipe: Recipe, model: ModelConfig, plan: TrainPlan) -> None:
         "plan": list(plan.lines),
         "system": _system(),
     }
-    files.write_text(recipe.folder / ABOUT, json.dumps(about, indent=1) + "\n")
+    files.write_json(recipe.folder / ABOUT, about)
 
 
 def _read_about(path: Path) -> dict[str, Any]:

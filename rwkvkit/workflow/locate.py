@@ -9,13 +9,13 @@ from pydantic import ValidationError
 from rwkvkit import files
 from rwkvkit.data.stages import Encode
 from rwkvkit.errors import DataError
-from rwkvkit.model.adapter import CONFIG, check_base, holds_states, record_path
+from rwkvkit.model.adapter import CONFIG, STATE_FILE, check_base, holds_states, record_path
 from rwkvkit.model.checkpoint import read_checkpoint
 from rwkvkit.train.adapt import result_name
 from rwkvkit.train.checkpoints import CheckpointStore
-from rwkvkit.train.loop import RunFiles
-from rwkvkit.train.portion import MODEL_FILE, STATE_FILE
-from rwkvkit.train.record import read_record
+from rwkvkit.train.portion import MODEL_FILE
+from rwkvkit.train.run_files import RunFiles
+from rwkvkit.train.run_record import read_record
 from rwkvkit.train.tuning import TuningConfig
 
 _RESULTS = tuple(result_name(TuningConfig(method=name)) for name in ("full", "lora", "state"))

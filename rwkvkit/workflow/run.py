@@ -15,20 +15,19 @@ from rwkvkit.data.build import Build, Status
 from rwkvkit.data.manifest import read_manifest
 from rwkvkit.errors import RecipeError, SetupError
 from rwkvkit.model.config import ModelConfig, reasons
-from rwkvkit.model.flops import train_flops
 from rwkvkit.recipe.dataset import dataset_prefix, make_build
 from rwkvkit.recipe.schema import Recipe
 from rwkvkit.train.adapt import check_tuning, result_name
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.config import TrainConfig
-from rwkvkit.train.device import peak_flops
 from rwkvkit.train.group import Group, Solo
-from rwkvkit.train.loop import RunFiles, train
+from rwkvkit.train.loop import train
 from rwkvkit.train.observe import END_EARLY, Sink
 from rwkvkit.train.orders import make_samples
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.profile import TRACE
-from rwkvkit.train.record import NAME, check_record, end_of_run, read_record, write_record
+from rwkvkit.train.run_files import RunFiles
+from rwkvkit.train.run_record import RECORD, check_record, end_of_run, read_record, write_record
 from rwkvkit.train.tokens import check_tokens
 from rwkvkit.train.trackers import choose_trackers
 from rwkvkit.workflow.choices import Choices
@@ -42,7 +41,7 @@ from rwkvkit.workflow.prompts import check_tokenizer, encode_prompts
 from rwkvkit.workflow.sinks import open_sinks
 from rwkvkit.workflow.weights import InitialWeights
 
-_BESIDE = (NAME, ABOUT, REPORT, TRACE)  # further files of the folder
+_BESIDE = (RECORD, ABOUT, REPORT, TRACE)  # further files of the folder
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,7 @@ class Run:
         if run.files.started:
             check_record(recipe.folder, {"recipe": run._recipe_record()})
             if run.settings.resume == "never":
-                saved = any(run.files.checkpoints.glob("step-*"))
-                holds = "checkpoints" if saved else run.files.final.name
+                holds = "checkpoints" if run.files.saved else run.files.final.name
                 raise RecipeError(
                     f"train.resume is never, and {recipe.folder} holds {holds}",
                     where="train.resume",
@@ -220,8 +218,7 @@ class Run:
         if not final.exists() or (END_EARLY not in end and end.get("step") != plan.schedule.steps):
             return Status(False, f"{plan.schedule.steps:,} steps are not done yet")
         if not files.are_whole(final.parent, end.get("sha256", {})):
-            again = any(self.files.checkpoints.glob("step-*"))
-            rest = ", and comes from the newest checkpoint again" if again else ""
+            rest = ", and comes from the newest checkpoint again" if self.files.saved else ""
             return Status(False, f"{final} is damaged{rest}")
         if END_EARLY in end:
             return Status(True, f"the run ended early: {end[END_EARLY]}")
@@ -287,18 +284,12 @@ class Run:
                 probes=self.evaluations.probes(
                     self.evaluations.samples(data), plan, self.files, group, report
                 ),
-                utilisation=self._utilisation(plan),
+                utilisation=self.choices.utilisation(plan.placement),
                 group=group,
             )
             if group.rank > 0:
                 return
             write_record(folder, record | {"finished": end_of_run(self.files, plan, samples)})
-
-    def _utilisation(self, plan: TrainPlan) -> float | None:
-        peak = peak_flops(plan.placement)
-        if self.settings.tuning.method != "full":  # frozen weights need less arithmetic
-            return None
-        return None if peak is None else train_flops(self.model_config) / peak / self.processes
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

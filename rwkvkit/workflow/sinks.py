@@ -8,11 +8,11 @@ from rwkvkit.model.config import ModelConfig
 from rwkvkit.recipe.schema import Recipe
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.config import TrainConfig
-from rwkvkit.train.loop import RunFiles
 from rwkvkit.train.metrics import plot_loss, read_metrics
 from rwkvkit.train.observe import Sink, StepReport
 from rwkvkit.train.plan import TrainPlan
 from rwkvkit.train.profile import Profile
+from rwkvkit.train.run_files import RunFiles
 from rwkvkit.train.sampler import SampleReader
 from rwkvkit.train.trackers import choose_trackers, open_trackers
 from rwkvkit.train.train_log import TrainLog

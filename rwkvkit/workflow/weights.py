@@ -1,6 +1,5 @@
 """The weights a run starts from."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.grow import check_growth, grow
 from rwkvkit.model.init import init_weights
 from rwkvkit.recipe.schema import ModelSpec, Recipe
-from rwkvkit.train.loop import RunFiles
+from rwkvkit.train.run_files import RunFiles
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,7 @@ class InitialWeights:
         )
 
     def _write_record(self, sha256: str | None) -> None:
-        record = self._record() | {"sha256": sha256}
-        files.write_text(self._record_path, json.dumps(record, indent=1) + "\n")
+        files.write_json(self._record_path, self._record() | {"sha256": sha256})
 
     @property
     def _record_path(self) -> Path:

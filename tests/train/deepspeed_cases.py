@@ -22,11 +22,12 @@ from rwkvkit.train.deepspeed_engine import DeepSpeedEngine
 from rwkvkit.train.device import Placement
 from rwkvkit.train.engine import Engine, StepResult, TorchEngine
 from rwkvkit.train.group import Group, Solo, joined
-from rwkvkit.train.loop import RunFiles, train
+from rwkvkit.train.loop import train
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.place import Place
 from rwkvkit.train.plan import plan_training
 from rwkvkit.train.portion import WholeModel
+from rwkvkit.train.run_files import RunFiles
 
 CPU = torch.device("cpu")
 GLOBAL_BATCH = 4

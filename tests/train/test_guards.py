@@ -19,11 +19,12 @@ from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import card_of
 from rwkvkit.train.engine import StepResult, TorchEngine
-from rwkvkit.train.loop import RunFiles, train
+from rwkvkit.train.loop import train
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.observe import MACHINE, StepReport
 from rwkvkit.train.plan import plan_training
 from rwkvkit.train.prefetch import Prefetch
+from rwkvkit.train.run_files import RunFiles
 from rwkvkit.train.smoothing import SmoothedLoss
 
 VOCAB, CTX, BATCH = 40, 8, 2

@@ -123,8 +123,8 @@ def compile_program(program: Program, arch: str) -> Binary:
 
 
 @cache
-def toolkit_versions() -> tuple[str, ...]:
-    """Return the versions of cuda-core and NVRTC, once they are known to fit torch.
+def toolkit_versions() -> tuple[str, str, str]:
+    """Return the versions of cuda-core, cuda-bindings and NVRTC, once known to fit torch.
 
     Raises:
         SetupError: they are missing, or are of another CUDA major version than torch.

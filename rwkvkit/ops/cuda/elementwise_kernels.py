@@ -13,8 +13,8 @@ from torch import Tensor
 from rwkvkit.ops.cuda import launch
 from rwkvkit.ops.cuda.compile import Program
 
-ROW_SUMS = {"norm_gate.cu": 3, "key_preparation.cu": 4, "residual_value.cu": 1}
-"""Sums over the tokens that their backward kernels make."""
+_ROW_SUMS = {"norm_gate.cu": 3, "key_preparation.cu": 4, "residual_value.cu": 1}
+"""Files of :func:`row_program`, with the sums over the tokens that their backward kernels make."""
 _THREADS = 256
 _PIECE = 8  # channels a thread: 16 bytes
 _ROWS = 8  # tokens a thread
@@ -51,7 +51,8 @@ def takes(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
 
 
-def _is_half(x: Tensor) -> bool:
+def is_half(x: Tensor) -> bool:
+    """Whether a tensor is fp16; the kernels take bf16 otherwise."""
     return x.dtype == torch.float16
 
 
@@ -72,7 +73,7 @@ def shift_mix_forward(
     batch, tokens, channels = x.shape
     out = [torch.empty_like(x) for _ in mixes]
     launch.launch(
-        shift_mix_program(len(mixes), fp16=_is_half(x)),
+        shift_mix_program(len(mixes), fp16=is_half(x)),
         "shift_mix_forward",
         _grid(batch * tokens, channels),
         _THREADS,
@@ -112,7 +113,7 @@ def shift_mix_backward(
         The gradients of x, of last if it is given, and of the mixes as one fp32 [M, C].
     """
     batch, tokens, channels = x.shape
-    program = shift_mix_program(len(mixes), fp16=_is_half(x))
+    program = shift_mix_program(len(mixes), fp16=is_half(x))
     dx = torch.empty_like(x)
     dlast = None if last is None else torch.empty_like(last)
     partial = _partial(x, len(mixes)) if want_mixes else None
@@ -152,7 +153,7 @@ def relu_squared(x: Tensor, grad: Tensor | None = None) -> Tensor:
     result = torch.empty_like(x)
     pieces = x.numel() // _PIECE
     launch.launch(
-        relu_squared_program(fp16=_is_half(x)),
+        relu_squared_program(fp16=is_half(x)),
         "relu_squared_forward" if grad is None else "relu_squared_backward",
         (-(-pieces // _THREADS), 1, 1),
         _THREADS,
@@ -165,16 +166,15 @@ def relu_squared(x: Tensor, grad: Tensor | None = None) -> Tensor:
     return result
 
 
-def row_program(file: str, sums: int, *, width: int = 64, fp16: bool = False) -> Program:
+def row_program(file: str, *, width: int = 64, fp16: bool = False) -> Program:
     """Return a file whose two kernels go through the tokens on their own.
 
     Args:
         file: in the folder ``kernels``.
-        sums: sums over the tokens that its backward kernel makes.
         width: channels that belong together: N, or 64 where none do.
         fp16: elements are fp16 instead of bf16.
     """
-    shared = _sums_bytes(sums, width)
+    shared = _sums_bytes(_ROW_SUMS[file], width)
     return _program(file, width=width, fp16=fp16, SHARED_BYTES=shared)
 
 
@@ -222,7 +222,7 @@ def run_rows(
 
 def published_programs(*, fp16: bool) -> tuple[Program, ...]:
     """Return those that training of the published sizes runs, in fp16 or bf16."""
-    rows = (row_program(file, sums, fp16=fp16) for file, sums in ROW_SUMS.items())
+    rows = (row_program(file, fp16=fp16) for file in _ROW_SUMS)
     mixes = (shift_mix_program(count, fp16=fp16) for count in (6, 1))
     return *mixes, relu_squared_program(fp16=fp16), *rows
 
@@ -235,9 +235,9 @@ def programs() -> dict[str, Program]:
         found[f"shift mix {kind}, six"] = shift_mix_program(6, fp16=fp16)
         found[f"shift mix {kind}, one"] = shift_mix_program(1, fp16=fp16)
         found[f"relu squared {kind}"] = relu_squared_program(fp16=fp16)
-        for file, sums in ROW_SUMS.items():
+        for file in _ROW_SUMS:
             name = Path(file).stem.replace("_", " ")
             for width in (64,) if file == "residual_value.cu" else (64, 128):
-                program = row_program(file, sums, width=width, fp16=fp16)
+                program = row_program(file, width=width, fp16=fp16)
                 found[f"{name} {kind} N={width}"] = program
     return found

@@ -18,9 +18,7 @@ _EPS = 1e-12  # of a key's norm, as torch.nn.functional.normalize has it
 
 
 def _program(file: str, x: Tensor, width: int) -> Program:
-    return kernels.row_program(
-        file, kernels.ROW_SUMS[file], width=width, fp16=x.dtype == torch.float16
-    )
+    return kernels.row_program(file, width=width, fp16=kernels.is_half(x))
 
 
 def _sums(sums: Tensor | None, like: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def residual_value(v: Tensor, v_first: Tensor, gate: Tensor, v0: Tensor) -> Tens
 
 
 def _value_program(v: Tensor) -> Program:
-    return kernels.row_program("residual_value.cu", 1, fp16=v.dtype == torch.float16)
+    return kernels.row_program("residual_value.cu", fp16=kernels.is_half(v))
 
 
 @residual_value.register_fake

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rwkvkit.ops.cuda import wkv7_kernels, wkv7_plain
 from rwkvkit.ops.cuda.wkv7_kernels import Shape
+from rwkvkit.ops.inputs import compute_dtype
 
 
 def wkv7(
@@ -34,7 +35,8 @@ def wkv7(
         precise: the fp32 loop instead of the chunked tensor-core form.
 
     Returns:
-        y [B, T, H, N] in the vectors' type, and the last state [B, H, N, N] in fp32.
+        y [B, T, H, N] in the vectors' type, and the last state [B, H, N, N] in fp32, for float64
+        vectors in float64.
     """
     differentiated = any(x is not None and x.requires_grad for x in (*vectors, state, origin))
     keep = differentiated and torch.is_grad_enabled()
@@ -73,7 +75,7 @@ def wkv7_forward(
 def _(r: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     precise, keep = others[-2:]
     batch, tokens, heads, size = r.shape
-    final = r.new_empty(batch, heads, size, size, dtype=_state_dtype(r))
+    final = r.new_empty(batch, heads, size, size, dtype=compute_dtype(r))
     count = (tokens + wkv7_kernels.CHUNK - 1) // wkv7_kernels.CHUNK if keep else 0
     checkpoints = r.new_empty(batch, heads, count, size, size, dtype=_checkpoint_dtype(r, precise))
     return torch.empty_like(r), final, checkpoints
@@ -127,7 +129,7 @@ def wkv7_backward(
             want_state=want_state,
             want_origin=want_origin,
         )
-    empty = dy.new_empty(0, dtype=_state_dtype(r))
+    empty = dy.new_empty(0, dtype=compute_dtype(r))
     dr, dlog_w, dk, dv, da, db = gradients
     return (
         dr,
@@ -147,7 +149,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     want_state, want_origin = others[-2:]
     batch, _, heads, size = r.shape
-    like = r.new_empty(0, dtype=_state_dtype(r))
+    like = r.new_empty(0, dtype=compute_dtype(r))
     return (
         torch.empty_like(r),
         torch.empty_like(r),
@@ -197,9 +199,5 @@ def _shape(r: Tensor, resets: Tensor | None) -> Shape:
     )
 
 
-def _state_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _checkpoint_dtype(x: Tensor, precise: bool) -> torch.dtype:
-    return _state_dtype(x) if precise else x.dtype
+    return compute_dtype(x) if precise else x.dtype

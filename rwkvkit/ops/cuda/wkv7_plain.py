@@ -8,7 +8,8 @@ B batch, T tokens, H heads, C chunks, N head size.
 import torch
 from torch import Tensor
 
-CHUNK = 16  # tokens between two checkpoints
+from rwkvkit.ops.cuda.wkv7_kernels import CHUNK
+from rwkvkit.ops.inputs import compute_dtype
 
 
 def forward(
@@ -28,7 +29,7 @@ def forward(
         resets: bool [B, T] or None.
         keep: whether to return the states before each chunk, or none.
     """
-    dtype = _compute_dtype(vectors[0])
+    dtype = compute_dtype(vectors[0])
     batch, _, heads, size = vectors[0].shape
     like = vectors[0].new_zeros(batch, heads, size, size, dtype=dtype)
     s = like if state is None else state.to(dtype)
@@ -52,7 +53,7 @@ def backward(
     dfinal: Tensor | None,
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Return the gradients of the vectors, of the first state and of the origin [H, N, N]."""
-    dtype = _compute_dtype(dy)
+    dtype = compute_dtype(dy)
     batch, tokens, heads, size = dy.shape
     d = dy.new_zeros(batch, heads, size, size, dtype=dtype)
     dorigin = torch.zeros_like(d)
@@ -91,10 +92,6 @@ def backward(
     stacked = [torch.stack(x[::-1], 1) for x in zip(*gradients, strict=True)]
     typed = tuple(x.to(vector.dtype) for x, vector in zip(stacked, vectors, strict=True))
     return typed, d, dorigin.sum(0)
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _steps(vectors: tuple[Tensor, ...], dtype: torch.dtype) -> list[tuple[Tensor, ...]]:

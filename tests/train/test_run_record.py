@@ -6,7 +6,7 @@ import pytest
 
 from rwkvkit.errors import DataError, RecipeError
 from rwkvkit.recipe.load import load_recipe
-from rwkvkit.train.record import check_record, write_record
+from rwkvkit.train.run_record import check_record, write_record
 from rwkvkit.workflow.identity import recipe_record
 
 RECORD = {"recipe": {"train": {"lr_init": 1e-4}, "seed": 1}, "data": {"n_tokens": 7}}

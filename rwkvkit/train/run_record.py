@@ -1,6 +1,5 @@
 """The record of what a run is, so that a resume never mixes two runs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +7,12 @@ from rwkvkit import files
 from rwkvkit.compare import differences
 from rwkvkit.errors import DataError, RecipeError
 from rwkvkit.train.batch import Sampler
-from rwkvkit.train.loop import RunFiles
 from rwkvkit.train.metrics import read_metrics
 from rwkvkit.train.observe import END_EARLY
 from rwkvkit.train.plan import TrainPlan
+from rwkvkit.train.run_files import RunFiles
 
-NAME = "run.json"
+RECORD = "run.json"
 # Where files are: what is in them has its hash in the record, so they may move.
 _PATHS = {"recipe.data", "recipe.model.weights", "recipe.model.grow_from"}
 
@@ -30,7 +29,7 @@ def check_record(folder: Path, record: dict[str, Any]) -> None:
         RecipeError: the folder holds another run; every difference is named.
         DataError: the record is missing or damaged.
     """
-    path = folder / NAME
+    path = folder / RECORD
     if not path.exists():
         raise DataError(
             "is gone, and without it nobody knows which run left the weights here",
@@ -62,13 +61,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: the record is damaged.
     """
-    path = folder / NAME
+    path = folder / RECORD
     return files.read_json(path) if path.exists() else {}
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the record of a run, whole or not at all."""
-    files.write_text(folder / NAME, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    files.write_json(folder / RECORD, record, sort_keys=True)
 
 
 def end_of_run(run: RunFiles, plan: TrainPlan, samples: Sampler) -> dict[str, Any]:
