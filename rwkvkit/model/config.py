@@ -152,13 +152,21 @@ def config_from_state_dict(
         what = f"an {arch} checkpoint without a usable tensor {lost}"
         raise DataError(what, where=where, hint="the file may be cut or not whole") from None
     try:
-        return ModelConfig(**fields)
+        config = ModelConfig(**fields)
     except ValidationError as error:
         raise DataError(
             f"no usable {arch} model: {reasons(error)}",
             where=where,
             hint="the file may be damaged, or made by a changed trainer",
         ) from error
+    width = shapes.get("blocks.0.att.output.weight", ())[1:]
+    if width not in ((), (config.n_embd,)):
+        raise DataError(
+            f"an {arch} model with dim_att {width[0]} and n_embd {config.n_embd}",
+            where=where,
+            hint="only models with dim_att = n_embd are supported, as all published ones are",
+        )
+    return config
 
 
 def reasons(error: ValidationError) -> str:

@@ -91,12 +91,19 @@ def test_indexing(tmp_path):
     assert data.tokens(3, 0).tolist() == []
 
 
-@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "i4", "i8", "f8", "u2"])
-def test_every_type_of_the_format(tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("code", "dtype"),
+    [(1, "u1"), (2, "i1"), (3, "i2"), (4, "i4"), (5, "i8"), (7, "f8"), (8, "u2")],
+)
+def test_every_type_of_the_format(tmp_path, code, dtype):
     write(tmp_path / "d", [[1, 2], [100]], np.dtype(dtype))
     data = open_binidx(tmp_path / "d")
     assert data.dtype == np.dtype(dtype)
     assert data[1].tolist() == [100]
+    size = np.dtype(dtype).itemsize
+    tail = struct.pack("<iiqqqqq", 2, 1, 0, 2 * size, 0, 1, 2)
+    assert (tmp_path / "d.idx").read_bytes() == index(code=code, tail=tail)
+    assert (tmp_path / "d.bin").read_bytes() == np.array([1, 2, 100], f"<{dtype}").tobytes()
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,70 @@ def test_a_single_layer_has_no_division_by_zero(arch):
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+def values(arch, layer, layers, n, width, size):
+    """What channel n starts with, by the reference's formulas."""
+    r01, r10 = layer / (layers - 1), 1 - layer / layers
+    d, ramp = n / width, n / (width - 1)
+    lin, t = ramp - 0.5, (n % size - (size - 1) / 2) / ((size - 1) / 2)
+    z = t * abs(t)
+    decay = {
+        "att.time_decay": -6 + 5 * ramp ** (0.7 + 1.3 * r01),
+        "att.time_faaaa": r01 * (1 - ramp) + 0.1 * ((n + 1) % 3 - 1),
+    }
+    own = {
+        "x052": {
+            **decay,
+            **dict.fromkeys(["att.time_mix_k", "ffn.time_mix_k", "ffn.time_mix_r"], d**r10),
+            **dict.fromkeys(["att.time_mix_r", "att.time_mix_g"], d ** (0.5 * r10)),
+            "att.time_mix_v": d**r10 + 0.3 * r01,
+        },
+        "x060": {
+            **decay,
+            **dict.fromkeys([f"att.time_maa_{x}" for x in "xwk"], 1 - d**r10),
+            **dict.fromkeys([f"att.time_maa_{x}" for x in "rg"], 1 - d ** (0.5 * r10)),
+            **dict.fromkeys([f"ffn.time_maa_{x}" for x in "kr"], 1 - d ** (r10**3)),
+            "att.time_maa_v": 1 - (d**r10 + 0.3 * r01),
+        },
+        "x070": {
+            **dict.fromkeys(["att.x_r", "att.x_g"], 1 - d ** (0.2 * r10)),
+            **dict.fromkeys(["att.x_w", "att.x_a"], 1 - d ** (0.9 * r10)),
+            **dict.fromkeys(["att.x_k", "att.x_v"], 1 - d ** (0.7 * r10)),
+            "ffn.x_k": 1 - d ** (r10**4),
+            "att.w0": -6 + 6 * ramp ** (1 + r01**0.3) + 0.5 + 2.5 * z,
+            "att.a0": -0.19 + 0.3 * z + 0.4 * lin,
+            "att.v0": 0.73 - 0.4 * lin,
+            "att.k_k": 0.71 - 0.1 * lin,
+            "att.k_a": 1.02,
+            "att.r_k": -0.04,
+        },
+    }
+    return {**own[arch], "att.ln_x.weight": ((1 + layer) / layers) ** 0.7}
+
+
+@each_arch
+@pytest.mark.parametrize(("size", "width"), [(7, 35), (128, 256)])
+def test_vectors_of_every_layer(arch, size, width):
+    """The golden files have two layers and heads of 64: many exponents are 0 or 1 there."""
+    weights = init_weights(small_config(arch, n_layer=5, n_embd=width, head_size=size), 1)
+    for layer in range(5):
+        channels = [values(arch, layer, 5, n, width, size) for n in range(width)]
+        for name in channels[0]:
+            if (layer, name) != (0, "att.v0"):
+                got = weights[f"blocks.{layer}.{name}"].flatten()
+                want = torch.tensor([channel[name] for channel in channels])
+                torch.testing.assert_close(got, want, rtol=0, atol=1e-6, msg=f"{layer} {name}")
+
+
+def test_gain_of_factors_and_of_head_qk():
+    weights = init_weights(small_config("x070", d_gate_lora=128, head_qk=8), 1)
+    tall, wide = weights["blocks.0.att.g2"], weights["blocks.0.att.w2"]
+    torch.testing.assert_close(tall.T @ tall, 0.04 * torch.eye(32), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(wide @ wide.T, 0.01 * torch.eye(32), rtol=1e-4, atol=1e-5)
+    key = weights["head_k.weight"]
+    torch.testing.assert_close(key @ key.T, 0.01 * torch.eye(8), rtol=1e-4, atol=1e-5)
+    assert weights["head_q.weight"].count_nonzero() == 0
+
+
 def test_gain_of_the_head():
     tall = init_weights(small_config("x070", vocab_size=512), 1)["head.weight"]
     torch.testing.assert_close(tall.T @ tall, 4 * torch.eye(32), rtol=1e-4, atol=1e-4)

@@ -117,6 +117,15 @@ def test_what_is_no_model():
         config_from_state_dict(cut)
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+def test_another_dim_att_is_named(arch):
+    weights = noisy_weights(small_config(arch))
+    weights["blocks.0.att.output.weight"] = torch.zeros(32, 48)
+    with pytest.raises(DataError, match=f"an {arch} model with dim_att 48 and n_embd 32") as caught:
+        config_from_state_dict(weights)
+    assert "dim_att = n_embd" in caught.value.hint
+
+
 def test_the_config_needs_no_torch():
     code = (
         "import sys; from rwkvkit.model.config import config_of_size; "

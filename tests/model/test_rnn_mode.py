@@ -73,6 +73,21 @@ def test_resets_equal_separate_documents(arch, time_state, impl):
 
 
 @each_arch
+def test_a_tuned_state_is_stored_as_head_value_key(arch):
+    """x070 computes with [value, key], the others with [key, value]; files hold the one form."""
+    tuned, plain = small_model(arch, time_state=True), small_model(arch)
+    plain.load_state_dict(tuned.state_dict(), strict=False)
+    stored = torch.stack([block.att.time_state for block in tuned.blocks])
+    shift, _, _ = state = plain.zero_state(1)
+    assert shift.count_nonzero() == 0
+    wkv = stored if arch == "x070" else stored.mT
+    idx = tokens(1, 9)
+    with torch.no_grad():
+        continued, _ = plain(idx, state=state._replace(wkv=wkv[:, None]))
+        close(tuned(idx), continued)
+
+
+@each_arch
 def test_a_reset_discards_what_the_state_remembers(arch):
     model = small_model(arch)
     first, second = tokens(2, 10, seed=1), tokens(2, 10, seed=2)
@@ -137,6 +152,28 @@ def test_dropout_acts_in_training_only(arch):
         model.eval()
         assert torch.equal(model(idx), plain(idx))
     assert not torch.allclose(dropped, plain(idx))
+
+
+@pytest.mark.parametrize("arch", ["x052", "x060"])
+def test_where_dropout_stands(arch, monkeypatch):
+    """After the embedding and after each sum, as in the reference."""
+    model, idx, seen = small_model(arch, dropout=0.5), tokens(1, 5), []
+
+    def drop(x, p, training, inplace):
+        seen.append(x)
+        return 2 * x + p
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", drop)
+    with torch.no_grad():
+        model(idx)
+        x = drop(model.emb(idx), 0.5, True, False)
+        for block in model.blocks:
+            x = x if block.ln0 is None else block.ln0(x)
+            x = drop(x + block.att(block.ln1(x), None, None, None, None)[0], 0.5, True, False)
+            x = drop(x + block.ffn(block.ln2(x), None, None), 0.5, True, False)
+    assert len(seen) == 10
+    for got, want in zip(seen[:5], seen[5:], strict=True):
+        close(got, want)
 
 
 @each_arch

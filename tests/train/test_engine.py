@@ -72,6 +72,39 @@ def test_the_losses_of_the_reference(name: str) -> None:
     assert losses == pytest.approx(trajectory, rel=1e-5)
 
 
+def test_an_update_by_hand() -> None:
+    """Betas, epsilon, clipping, decoupled decay and both rates, all far from their defaults."""
+    engine = engine_of(beta1=0.6, beta2=0.8, adam_eps=1e-3, grad_clip=0.02, weight_decay=0.1)
+    other = engine_of().model
+    with torch.no_grad():
+        torch.manual_seed(0)
+        for p in engine.model.parameters():  # of new weights, half have no gradient
+            p.add_(0.15 * torch.randn_like(p))
+    weights = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    first = {name: torch.zeros_like(p) for name, p in weights.items()}
+    second = {name: torch.zeros_like(p) for name, p in weights.items()}
+    for t, (lr, decay) in enumerate([(1e-2, 0.1), (2e-2, 0.3), (5e-3, 0.2)], 1):
+        x, y = batch(t)
+        engine.step(Batch(x, y), lr=lr, weight_decay=decay)
+        other.load_state_dict(weights)
+        other.zero_grad()
+        other.loss(x, y).backward()
+        grads = {name: p.grad for name, p in other.named_parameters()}
+        norm = sum(g.square().sum() for g in grads.values()).sqrt()
+        assert norm > 0.04, "clipped"
+        for name, weight in weights.items():
+            g = grads[name] * 0.02 / norm
+            rate = 2 * lr if name.endswith("time_decay") else lr
+            if weight.dim() == 2 and name.endswith(".weight"):
+                weight.mul_(1 - rate * decay)
+            first[name].mul_(0.6).add_(0.4 * g)
+            second[name].mul_(0.8).add_(0.2 * g.square())
+            m, v = first[name] / (1 - 0.6**t), second[name] / (1 - 0.8**t)
+            weight.sub_(rate * m / (v.sqrt() + 1e-3))
+    for name, weight in engine.model.state_dict().items():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=1e-7, msg=name)
+
+
 def test_accumulated_passes_are_one_step() -> None:
     whole, parts = engine_of(), engine_of(micro_bsz=1, accumulate_grad_batches=4)
     for seed in range(3):

@@ -61,6 +61,22 @@ def test_steps_cover_the_exit_tokens() -> None:
     assert schedule.lr(11) == pytest.approx(1e-4)
 
 
+def test_a_warmup_as_long_as_the_run() -> None:
+    by_steps = Schedule(lr_init=1.0, lr_final=0.1, warmup_steps=10, total_steps=10)
+    by_tokens = Schedule(
+        lr_init=1.0, lr_final=0.1, warmup_steps=10, exit_tokens=30, tokens_per_step=3
+    )
+    for schedule in (by_steps, by_tokens):
+        assert schedule.steps == 10
+        assert [schedule.lr(step) for step in (0, 9)] == pytest.approx([0.01, 0.901])
+
+
+def test_a_rise_from_zero_is_linear() -> None:
+    schedule = Schedule(lr_init=0.0, lr_final=1.0, warmup_steps=2, total_steps=6)
+    rates = [schedule.lr(step) for step in range(6)]
+    assert rates == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1])
+
+
 def test_warmup_longer_than_the_run() -> None:
     schedule = Schedule(lr_init=1.0, lr_final=0.1, warmup_steps=100, total_steps=10)
     assert [schedule.lr(step) for step in (0, 9)] == pytest.approx([0.01, 0.01 + 0.99 * 0.09])
