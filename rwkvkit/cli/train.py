@@ -103,6 +103,8 @@ def _train(
         with group.first():
             recipe = load_recipe(recipe_name, overrides)
             run = Run.of(recipe, group.world)
+        run.check_alike(group)
+        with group.first():
             facts: dict[str, Any] = {"name": recipe.name, "run_dir": str(recipe.folder)}
             if group.rank == 0:
                 facts |= _make_what_is_missing(run, console, workers)

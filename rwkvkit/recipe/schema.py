@@ -131,3 +131,13 @@ class Recipe(Config):
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.run_dir or f"out/{self.name}")
+
+    def stated(self) -> dict[str, Any]:
+        """Return every key that has a value, defaults included, as JSON has it."""
+        return {
+            **self.model_dump(mode="json", exclude_none=True, exclude={"prepare"}),
+            "prepare": [
+                {stage.key: stage.model_dump(mode="json", exclude_none=True)}
+                for stage in self.prepare or []
+            ],
+        }

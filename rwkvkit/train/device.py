@@ -91,7 +91,8 @@ def choose_placement(
                 f"process {local_rank} of this machine has no GPU of its own: torch sees "
                 f"{torch.cuda.device_count()}",
                 where="train.device",
-                hint="start as many processes as there are GPUs, or set train.device to cpu",
+                hint="start as many processes as there are GPUs, with srun by --gpus-per-node so "
+                "that each sees all of its machine, or set train.device to cpu",
             )
         place = torch.device("cuda", local_rank)
         name = torch.cuda.get_device_name(place)

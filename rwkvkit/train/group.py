@@ -3,7 +3,9 @@
 import contextlib
 import datetime
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 import torch
@@ -110,7 +112,8 @@ class Processes:
         url = f"tcp://{place.master}?rank={place.rank}&world_size={place.world}"
         url = "env://" if place.by == "torchrun" else url  # its agent keeps the store
         try:
-            store, _, _ = next(dist.rendezvous(url, timeout=COLLECTIVE_TIMEOUT))
+            meeting = dist.rendezvous(url, timeout=COLLECTIVE_TIMEOUT)
+            store, _, _ = _hearing_signals(lambda: next(meeting))
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
                 store=dist.PrefixStore("run", store),
@@ -167,6 +170,20 @@ class Processes:
     def beating(self) -> contextlib.AbstractContextManager[None]:
         """Give the others signs of life while in the context."""
         return self._turns.beating()
+
+
+def _hearing_signals(work: Callable[[], T]) -> T:
+    """Return what ``work`` does, which waits outside of Python, where no signal is heard."""
+    found: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, name="meeting", daemon=True).start()
+    return found.result()
 
 
 def said_once(group: Group, error: RwkvkitError) -> RwkvkitError:

@@ -1,7 +1,6 @@
 """What the processes of a run wait for without a collective, however long it takes."""
 
 import contextlib
-import datetime
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from torch.distributed import DistError, Store
 
 from rwkvkit.errors import FailedElsewhere, LostProcess, RwkvkitError
 
-_PREPARATION_TIMEOUT = datetime.timedelta(days=14)
 _FAILURE_SECONDS = 10.0
 _BEAT_SECONDS = 10.0
 _SILENCE_SECONDS = 300.0
@@ -66,7 +64,10 @@ class Turns:
         self._number += 1
         turn = f"turn/{self._number}"
         if self._rank > 0:
-            self._store.wait([turn], _PREPARATION_TIMEOUT)
+            pause = _SHORTEST_PAUSE
+            while not self._store.check([turn]):  # in Python, which hears signals meanwhile
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
             if code := int(self._store.get(turn)):
                 raise FailedElsewhere(code)
             yield

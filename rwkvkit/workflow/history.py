@@ -98,13 +98,7 @@ def write_about(recipe: Recipe, model: ModelConfig, plan: TrainPlan) -> None:
     """Write ``about.json``: the recipe as it is resolved, the choices, and the system."""
     prefix = dataset_prefix(recipe)
     about = {
-        "recipe": {
-            **recipe.model_dump(mode="json", exclude_none=True, exclude={"prepare"}),
-            "prepare": [
-                {stage.key: stage.model_dump(mode="json", exclude_none=True)}
-                for stage in recipe.prepare or []
-            ],
-        },
+        "recipe": recipe.stated(),
         "model": summary(model),
         "flops_per_token": train_flops(model),
         "data": str(prefix),

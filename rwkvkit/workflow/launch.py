@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rwkvkit.errors import RwkvkitError, SetupError, UsageError
+from rwkvkit.resources import cores
 from rwkvkit.train.place import Place
 from rwkvkit.workflow.hostfile import Host, read_hostfile
 from rwkvkit.workflow.remote import Remote, meet
@@ -145,9 +146,12 @@ def start(launch: Launch, arguments: Sequence[str], report: Callable[[str], None
 def _ranks(launch: Launch, arguments: Sequence[str], folder: Path) -> Iterator["_Rank"]:
     """Start the processes on this machine."""
     master = launch.master or f"127.0.0.1:{free_port()}"
+    # Threads that outnumber the cores wait for each other; each process would take a thread a core.
+    threads = str(max(1, cores() // launch.processes))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
     for local in range(launch.processes):
         place = Place(launch.first_rank + local, launch.world, local, master, "rwkvkit")
-        yield _Rank(place, arguments, folder)
+        yield _Rank(place, arguments, folder, environment)
 
 
 def _hosts(
@@ -172,7 +176,9 @@ def _hosts(
 class _Rank:
     """A process of the run, in a process group of its own with whatever it starts."""
 
-    def __init__(self, place: Place, arguments: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self, place: Place, arguments: Sequence[str], folder: Path, environment: dict[str, str]
+    ) -> None:
         self.name, self._rank = f"process {place.rank}", place.rank
         self._error = folder / f"error-{place.rank}"
         self._stderr = folder / f"stderr-{place.rank}"
@@ -183,6 +189,7 @@ class _Rank:
         with self._stderr.open("wb") as stderr:
             self._process = subprocess.Popen(
                 command,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=None if shown else subprocess.DEVNULL,
                 stderr=None if shown else stderr,

@@ -61,13 +61,20 @@ class Remote:
         self._error: RwkvkitError | None = None
         self._cut_off = False  # by this side, while it ran
         options = [f"-o{key}={value}" for key, value in _OPTIONS.items()]
-        self._process = subprocess.Popen(
-            ["ssh", "-T", *options, host, _command()],
-            stdin=subprocess.PIPE,
-            stdout=None if shown else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is passed on, not shared
-        )
+        try:
+            self._process = subprocess.Popen(
+                ["ssh", "-T", *options, host, _command()],
+                stdin=subprocess.PIPE,
+                stdout=None if shown else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is passed on, not shared
+            )
+        except FileNotFoundError as error:
+            raise SetupError(
+                "there is no program of this name",
+                where="ssh",
+                hint="install OpenSSH's client here, or start each host's processes by --nodes",
+            ) from error
         assert self._process.stdin
         assert self._process.stderr
         self._orders = self._process.stdin

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from rwkvkit import files
+from rwkvkit.compare import differences
 from rwkvkit.data.binidx import Binidx, open_binidx
 from rwkvkit.data.build import Build, Status
 from rwkvkit.data.manifest import read_manifest
@@ -20,7 +21,7 @@ from rwkvkit.recipe.schema import Recipe
 from rwkvkit.train.adapt import check_tuning, result_name
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.config import TrainConfig
-from rwkvkit.train.group import Group, Solo
+from rwkvkit.train.group import Group, Solo, said_once
 from rwkvkit.train.loop import train
 from rwkvkit.train.observe import END_EARLY, Sink
 from rwkvkit.train.orders import make_samples
@@ -107,6 +108,25 @@ class Run:
                     hint="give the new run another name or run_dir, or leave train.resume out",
                 )
         return run
+
+    def check_alike(self, group: Group) -> None:
+        """See that all processes, which may stand on several machines, were given one recipe.
+
+        Raises:
+            RecipeError: one has another recipe; rank 0 says so.
+            FailedElsewhere: the same, in the others.
+        """
+        first, *others = group.gather(self.recipe.stated())
+        for rank, other in enumerate(others, 1):
+            if changes := differences(first, other):
+                raise said_once(
+                    group,
+                    RecipeError(
+                        f"process {rank} has another recipe than process 0 ({', '.join(changes)})",
+                        where=self.recipe.name,
+                        hint="give all machines the same recipe and the same --set",
+                    ),
+                )
 
     @cached_property
     def model_config(self) -> ModelConfig:

@@ -164,6 +164,14 @@ def test_a_host_that_cannot_take_part(folder, hosts, start, host, message, hint)
     assert not (folder / "out").exists()
 
 
+def test_without_ssh_it_says_what_to_install(folder, hosts, run, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(folder))
+    outcome = run("train", "r.yaml", "--hostfile", "hosts")
+    assert outcome.code == 5
+    assert "error: ssh: there is no program of this name" in outcome.err
+    assert "OpenSSH" in outcome.err
+
+
 def test_slots_are_gpus_unless_the_recipe_says_cpu(folder, hosts, start) -> None:
     hosts.write_text("localhost slots=64\n")
     process = start("train", "r.yaml", "--hostfile", "hosts")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rwkvkit.resources import cores
+
 GRACE = 0.5
 
 # In place of a training process: its step and its save take longer than the grace.
@@ -22,6 +24,7 @@ rank = json.loads(place)["rank"]
 asked = []
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, frame: asked.append(number))
+pathlib.Path(f"threads-{{rank}}").write_text(os.environ["OMP_NUM_THREADS"])
 pathlib.Path(f"ready-{{rank}}").write_text(str(os.getpid()))
 while not asked and os.getppid() == int(launcher):
     time.sleep(0.01)
@@ -54,7 +57,11 @@ def launcher(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     (tmp_path / "rank").write_text(RANK)
     (tmp_path / "rank").chmod(0o755)
     process = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", LAUNCHER],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 60
     while not all(pid_of(tmp_path, rank) for rank in (0, 1)):
@@ -69,6 +76,11 @@ def launcher(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def pid_of(folder: Path, rank: int) -> int:
     ready = folder / f"ready-{rank}"
     return int(ready.read_text() or 0) if ready.exists() else 0
+
+
+def test_the_processes_share_the_cores(tmp_path, launcher) -> None:
+    for rank in (0, 1):
+        assert (tmp_path / f"threads-{rank}").read_text() == str(max(1, cores() // 2))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from cli_cases import any_step
 
+from rwkvkit.workflow.launch import free_port
+
 pytestmark = pytest.mark.timeout(600)  # several starts of two processes in a test
 STEPS = 60
 SOLO = ("--set", "train.micro_bsz=2", "--set", f"train.total_steps={STEPS}")
@@ -166,6 +168,18 @@ def test_a_full_disk_and_a_mistake_are_said_once(folder, run, start) -> None:
     _, err = process.communicate(timeout=200)
     assert process.returncode == 4, err
     assert err.count("error: ") == 1
+
+
+def test_machines_that_are_given_different_recipes_do_not_train(folder, start) -> None:
+    common = ["train", "r.yaml", "--processes", "1", "--nodes", "2"]
+    common += ["--master", f"127.0.0.1:{free_port()}", "--node-rank"]
+    nodes = [start(*common, "0"), start(*common, "1", "--set", "train.lr_init=1e-2")]
+    said = [node.communicate(timeout=100)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [3, 3], said
+    assert said[0].count("error: ") == 1
+    assert "process 1 has another recipe than process 0 (train.lr_init 0.001 -> 0.01)" in said[0]
+    assert "the same --set" in said[0]
+    assert not (folder / "out").exists()
 
 
 @pytest.mark.parametrize(

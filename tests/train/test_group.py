@@ -1,16 +1,19 @@
 """Processes wait for each other's work as long as it takes, but not for one that is gone."""
 
+import datetime
+import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import pytest
 from torch.distributed import DistBackendError, DistNetworkError, DistStoreError, HashStore
 
 from rwkvkit.errors import DataError, FailedElsewhere, LostProcess, SetupError
-from rwkvkit.train import turns
+from rwkvkit.train import group, turns
 from rwkvkit.train.group import joined
 from rwkvkit.train.place import Place
 from rwkvkit.train.turns import Turns
@@ -57,6 +60,36 @@ def test_work_may_take_longer_than_a_collective_but_must_go_on() -> None:
     assert first == ["[0, 1]", "process 1 of the run gives no sign of life"]
     assert second == ["[0, 1]"]
     assert [process.returncode for process in processes] == [0, -signal.SIGKILL]
+
+
+@pytest.fixture
+def soon() -> Iterator[type[Exception]]:
+    """A signal that comes while the test waits, and the exception that its handler raises."""
+
+    class Heard(Exception):
+        pass
+
+    def hear(number: int, frame: object) -> None:
+        raise Heard
+
+    before = signal.signal(signal.SIGUSR1, hear)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    yield Heard
+    timer.join()
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_signal_is_heard_while_the_first_works(soon) -> None:
+    with pytest.raises(soon), Turns(HashStore(), 1, 2).first():
+        pass
+
+
+def test_a_signal_is_heard_before_the_others_come(soon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "COLLECTIVE_TIMEOUT", datetime.timedelta(seconds=2))
+    place = Place(1, 2, 0, f"127.0.0.1:{free_port()}", "rwkvkit")
+    with pytest.raises(soon), joined(place, on_gpu=False):
+        pass
 
 
 def test_once_one_has_failed_the_others_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
