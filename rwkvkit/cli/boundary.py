@@ -1,6 +1,7 @@
 """The one place where errors become messages and exit codes."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -46,6 +47,7 @@ def outcome(arguments: Sequence[str], place: "Place | None" = None) -> RwkvkitEr
 
 def caught(work: Callable[[], None]) -> RwkvkitError | None:
     """Do some work and return the error that ended it, if one did; SIGTERM ends it as Ctrl-C."""
+    _mend_streams()
     try:
         with contextlib.suppress(ValueError):  # outside the main thread there are no signals
             signal.signal(signal.SIGTERM, _terminate)
@@ -64,6 +66,9 @@ def caught(work: Callable[[], None]) -> RwkvkitError | None:
     except MemoryError:
         return SetupError("out of memory", hint="free some, or ask for less work at once")
     except Exception as error:
+        if (missing := _missing_package(error)) is not None:
+            hint = f"pip install {missing}; rwkvkit doctor checks what else is missing"
+            return SetupError(f"the package {missing} is not installed", hint=hint)
         traceback.print_exc()
         return RwkvkitError(f"{type(error).__name__}: {error}", hint="this is a bug in rwkvkit")
     return None
@@ -84,6 +89,21 @@ def _run(arguments: Sequence[str], place: "Place | None") -> None:
         raise UsageError(error.format_message(), hint=_usage_hint(error)) from error
     except click.Abort as error:
         raise KeyboardInterrupt from error
+
+
+def _mend_streams() -> None:
+    """Let texts be written wherever this runs: to no stream at all, and in any encoding."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by what has started this process
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as Python does with stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _missing_package(error: Exception) -> str | None:
+    """Return the package, not a part of rwkvkit, that an import did not find, if that failed."""
+    name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    return None if name.partition(".")[0] in ("", "rwkvkit") else name
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -112,5 +132,8 @@ def _fail(error: RwkvkitError) -> NoReturn:
     print(f"{label}{error}", file=sys.stderr, flush=True)  # noqa: T201
     if "--json" in sys.argv[1:]:
         facts = {"what": error.what, "where": error.where, "hint": error.hint}
-        print(json.dumps({"error": facts | {"exit_code": error.exit_code}}))  # noqa: T201
+        try:
+            print(json.dumps({"error": facts | {"exit_code": error.exit_code}}), flush=True)  # noqa: T201
+        except OSError:  # nobody reads it, or the disk is full: the exit code tells all the same
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(error.exit_code)

@@ -19,7 +19,7 @@ _CTX_LEN = 1024  # where neither the command nor a run says another
 @click.argument("prefix", type=click.Path(path_type=Path))
 @click.option(
     "--ctx-len",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1 << 30),
     help=f"Tokens a sample, or a segment of one; the run's unless given, else {_CTX_LEN}.",
 )
 @click.option(

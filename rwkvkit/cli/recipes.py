@@ -8,7 +8,7 @@ from rwkvkit.cli.console import Console
 from rwkvkit.cli.options import json_option
 from rwkvkit.errors import UsageError
 from rwkvkit.files import write_text
-from rwkvkit.recipe.load import bundled_recipes, find_recipe
+from rwkvkit.recipe.load import bundled_recipes, find_recipe, read_recipe
 from rwkvkit.recipe.reference import reference
 
 
@@ -19,6 +19,8 @@ def recipes(context: click.Context, as_json: bool) -> None:
     """List, show and copy the built-in recipes."""
     if context.invoked_subcommand is None:
         context.invoke(list_recipes, as_json=as_json)
+    elif as_json:
+        raise UsageError("--json stands last", hint="rwkvkit recipes list --json")
 
 
 @recipes.command("list")
@@ -38,7 +40,7 @@ def list_recipes(as_json: bool = False) -> None:
 @click.argument("name")
 def show_recipe(name: str) -> None:
     """Print the recipe NAME."""
-    click.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+    click.echo(read_recipe(find_recipe(name)), nl=False)
 
 
 @recipes.command("keys")
@@ -60,7 +62,7 @@ def copy_recipe(name: str, target: Path | None) -> None:
         raise UsageError(
             "the file exists", where=str(target), hint="name another target, or move it away"
         )
-    write_text(target, source.read_text(encoding="utf-8"))
+    write_text(target, read_recipe(source))
     click.echo(f"copied to {target}\nnext: edit it, then rwkvkit train {target}")
 
 

@@ -46,6 +46,22 @@ def find_recipe(recipe: str) -> Path:
     )
 
 
+def read_recipe(path: Path) -> str:
+    """Return the text of a recipe.
+
+    Raises:
+        RecipeError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(
+            f"cannot be read: {error.strerror}", where=str(path), hint="check its permissions"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError("is not UTF-8", where=str(path), hint="save it as UTF-8") from error
+
+
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
@@ -58,14 +74,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
         UsageError: an override is malformed.
     """
     path = find_recipe(recipe)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(
-            f"cannot be read: {error.strerror}", where=str(path), hint="check its permissions"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise RecipeError("is not UTF-8", where=str(path), hint="save it as UTF-8") from error
+    text = read_recipe(path)
     source = parse(text, str(path), overrides, _expand_stage)
     mistakes: list[str] = []
     values = dict(source.data)
@@ -186,6 +195,10 @@ def _reason(detail: ErrorDetails, schema: type[Config]) -> str:
         return f"should match {detail['ctx']['pattern']}, not {value!r}"
     if kind in ("tuple_type", "list_type"):
         return f"should be a list, not {value!r}"
+    if kind == "too_short":
+        return "the list is empty"
+    if kind in ("bool_type", "bool_parsing"):
+        return f"should be true or false, not {value!r}"
     if kind in ("model_type", "dict_type"):
         return f"should be a mapping of keys to values, not {value!r}"
     message = detail["msg"].removeprefix("Input ")

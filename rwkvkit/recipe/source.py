@@ -116,6 +116,10 @@ def _load(text: str, name: str) -> Any:
         raise RecipeError(problem, where=where, hint=hint) from error
     except YAMLError as error:
         raise RecipeError(f"not YAML: {error}", where=name, hint="save it as UTF-8 text") from error
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits, 1000 brackets deep
+        raise RecipeError(
+            f"not YAML for a recipe: {error}", where=name, hint="shorten it"
+        ) from error
 
 
 def _as_string(constructor: Any, node: ScalarNode) -> str:

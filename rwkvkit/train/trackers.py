@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rwkvkit import files
-from rwkvkit.errors import SetupError
+from rwkvkit.errors import RwkvkitError, SetupError
 from rwkvkit.train.observe import Sink, StepReport
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
@@ -22,6 +22,52 @@ class Tracker(NamedTuple):
 
     log: Callable[[dict[str, float], int], Any]
     close: Callable[[], Any]
+
+
+class TrackerSink:
+    """Sends rows to a tracker.
+
+    A run does not need it: what fails after the start is reported, and it gets no more rows.
+
+    Args:
+        name: of the tracker, for messages.
+        tracker: takes the numbers.
+        sent: the last step whose row it has seen.
+        report: takes a line for people.
+    """
+
+    def __init__(
+        self, name: str, tracker: Tracker, sent: int, report: Callable[[str], None]
+    ) -> None:
+        self._name, self._tracker, self._sent, self._report = name, tracker, sent, report
+        self._failed = False
+
+    def __call__(self, now: StepReport) -> None:
+        """Take the report of a step."""
+        if self._failed or now.step <= self._sent:
+            return
+        numbers = {
+            name: value
+            for name, value in now.row().items()
+            if isinstance(value, int | float) and name != "step"
+        }
+        try:
+            self._tracker.log(numbers, now.step)
+        except Exception as error:  # whatever a tracker's package raises
+            self._fail(f"gets no rows from step {now.step:,} on", error)
+
+    def close(self) -> None:
+        """End the tracker's own run."""
+        try:
+            with redirect_stdout(sys.stderr):
+                self._tracker.close()
+        except Exception as error:  # whatever a tracker's package raises
+            self._fail("may lack the last rows", error)
+
+    def _fail(self, what: str, error: Exception) -> None:
+        if not self._failed:
+            self._report(f"{self._name} {what}, the run goes on: {_reason(error)}")
+        self._failed = True
 
 
 def choose_trackers(asked: Sequence[TrackerName] | None) -> tuple[TrackerName, ...]:
@@ -51,6 +97,7 @@ def open_trackers(
     run: str,
     settings: Mapping[str, Any],
     sent: int,
+    report: Callable[[str], None],
 ) -> Iterator[list[Sink]]:
     """Open trackers as sinks, and close them at the end.
 
@@ -61,33 +108,36 @@ def open_trackers(
         run: its name.
         settings: what the run was started with.
         sent: the last step whose row a tracker has seen; a resumed run sends none a second time.
+        report: takes a line about a tracker that fails later.
+
+    Raises:
+        DataError: ``trackers.json`` is damaged.
+        SetupError: one does not start.
     """
     with ExitStack() as stack:
         sinks: list[Sink] = []
         for name in names:
-            with redirect_stdout(sys.stderr):  # stdout is for results
-                tracker = _OPEN[name](folder, project, run, dict(settings))
-            stack.callback(_close, tracker)
-            sinks.append(_sink(tracker, sent))
+            try:
+                with redirect_stdout(sys.stderr):  # stdout is for results
+                    tracker = _OPEN[name](folder, project, run, dict(settings))
+            except RwkvkitError:
+                raise
+            except Exception as error:  # whatever its package raises: no login, no network
+                offline = ", set WANDB_MODE=offline" if name == "wandb" else ""
+                raise SetupError(
+                    f"{name} does not start: {_reason(error)}",
+                    where="train.trackers",
+                    hint=f"mend that{offline}, or leave {name} out",
+                ) from error
+            sink = TrackerSink(name, tracker, sent, report)
+            stack.callback(sink.close)
+            sinks.append(sink)
         yield sinks
 
 
-def _close(tracker: Tracker) -> None:
-    with redirect_stdout(sys.stderr):
-        tracker.close()
-
-
-def _sink(tracker: Tracker, sent: int) -> Sink:
-    def write(now: StepReport) -> None:
-        if now.step > sent:
-            numbers = {
-                name: value
-                for name, value in now.row().items()
-                if isinstance(value, int | float) and name != "step"
-            }
-            tracker.log(numbers, now.step)
-
-    return write
+def _reason(error: Exception) -> str:
+    """Say in one line what a tracker's package raised."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _tensorboard(folder: Path, project: str, run: str, settings: dict[str, Any]) -> Tracker:

@@ -70,6 +70,9 @@ def examine(arch: str | None = None) -> Iterator[Finding]:
         except RwkvkitError as error:
             where = f"{error.where}: " if error.where else ""
             yield Finding(name, "broken", f"{where}{error.what}", error.hint)
+        except ModuleNotFoundError as error:
+            text = f"the package {error.name} is not installed"
+            yield Finding(name, "broken", text, f"pip install {error.name}")
         except Exception as error:  # whatever a broken package does when it is imported
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             yield Finding(name, "broken", reason, "pip install --force-reinstall rwkvkit")

@@ -64,7 +64,7 @@ def open_sinks(
     """Open the sinks that a recipe asks for; one process of a run does this.
 
     Raises:
-        SetupError: a tracker is not installed.
+        SetupError: a tracker is not installed, or does not start.
     """
     files = RunFiles(recipe.folder)
     rows = read_metrics(files.metrics)
@@ -84,6 +84,7 @@ def open_sinks(
         run=recipe.name,
         settings=resolved,
         sent=rows[-1]["step"] if rows else 0,
+        report=report,
     ) as trackers:
         sinks: list[Sink] = [log, *trackers, pictures]
         with ExitStack() as stack:

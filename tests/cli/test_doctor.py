@@ -1,5 +1,6 @@
 """The doctor on a sound machine, and on broken ones."""
 
+import importlib
 import json
 import os
 import shutil
@@ -61,6 +62,13 @@ def test_broken_packages_and_folders_are_named_with_their_remedies(tmp_path: Pat
 
 def found(name: str) -> doctor.Finding:
     return next(finding for finding in doctor.examine() if finding.name == name)
+
+
+def test_a_package_that_a_check_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_device", lambda: importlib.import_module("absent_package.part"))
+    device = found("device")
+    assert device.status == "broken"
+    assert device.remedy == "pip install absent_package"
 
 
 def test_an_old_architecture_gets_the_kernels_that_it_runs() -> None:

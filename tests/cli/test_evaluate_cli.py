@@ -154,6 +154,9 @@ def test_evaluate_says_what_is_wrong(split, run) -> None:
     absent = run("evaluate", "absent.pth", "out/tiny/data")
     assert absent.code == 4
     assert "no such file" in absent.err
+    long = run("evaluate", "absent.pth", "out/tiny/data", "--ctx-len", "9" * 20)
+    assert long.code == 2
+    assert "--ctx-len" in long.err
     small = ["run_dir=small", "model.vocab_size=99"]
     assert run("init-weights", "r.yaml", *(f"--set={each}" for each in small)).code == 0
     foreign = run("evaluate", "small/rwkv-init.pth", "out/tiny/data")

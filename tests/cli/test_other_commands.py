@@ -1,7 +1,12 @@
 """generate, inspect, recipes, init-weights, and what all commands share."""
 
+import importlib
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,8 @@ import zstandard
 from cli_cases import files_in
 
 from rwkvkit import load_model, open_binidx
+from rwkvkit.cli.boundary import caught
+from rwkvkit.errors import SetupError
 from rwkvkit.model.checkpoint import write_checkpoint
 from rwkvkit.model.config import ModelConfig, config_of_size
 from rwkvkit.model.init import init_weights, weight_shapes
@@ -68,6 +75,8 @@ def test_generate_repeats_itself_for_a_seed(checkpoint: Path, run) -> None:
         (["inspect", "absent.pth"], 4, "absent.pth: no such file"),
         (["inspect", "r.yaml"], 4, "r.yaml: not a readable checkpoint"),
         (["recipes", "show", "quickstrat"], 3, "did you mean 'quickstart'?"),
+        (["recipes", "show", "{checkpoint}"], 3, "is not UTF-8"),
+        (["recipes", "copy", "{checkpoint}", "x.yaml"], 3, "is not UTF-8"),
         (["train", "absent.yaml"], 3, "no such recipe"),
         (["trane"], 2, "No such command 'trane'"),
         (["train", "r.yaml", "--set", "x"], 2, "not key=value"),
@@ -89,6 +98,37 @@ def test_wrong_use(
     assert "hint:" in outcome.err
     assert not outcome.out
     assert files_in(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "shown"),
+    [
+        ("recipes show r.yaml", 0, b"# \xfc\\u65e5\\U0001f600\n"),
+        ("recipes show r.yaml <&- >&- 2>&-", 0, b""),
+        ("recipes show absent --bad <&- >&- 2>&-", 2, b""),
+        ("inspect absent --json >/dev/full", 4, b""),
+    ],
+)
+def test_streams_that_do_not_take_everything(
+    folder: Path, command: str, code: int, shown: bytes
+) -> None:
+    """A terminal of Latin-1, streams that the caller has closed, a full disk."""
+    (folder / "r.yaml").write_text("# ü日😀\n", encoding="utf-8")
+    line = f"exec {shlex.quote(sys.executable)} -m rwkvkit {command}"
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(["sh", "-c", line], capture_output=True, env=environment)
+    assert (done.returncode, done.stdout) == (code, shown)
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_package_that_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    error = caught(lambda: importlib.import_module("absent_package.part"))
+    assert isinstance(error, SetupError)
+    assert error.what == "the package absent_package is not installed"
+    assert error.hint.startswith("pip install absent_package")
+    assert "Traceback" not in capsys.readouterr().err
+    own = caught(lambda: importlib.import_module("rwkvkit.absent"))
+    assert own.exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -161,6 +201,9 @@ def test_recipes_list_show_copy(folder: Path, run) -> None:
     assert listed.code == 0
     assert all(name in listed.out for name in bundled_recipes())
     assert set(run("recipes", "list", "--json").facts) == set(bundled_recipes())
+    before = run("recipes", "--json", "list")
+    assert before.code == 2
+    assert before.facts["error"]["hint"] == "rwkvkit recipes list --json"
     shown = run("recipes", "show", "sft")
     assert shown.out == bundled_recipes()["sft"].read_text()
     assert "| `micro_bsz` |" in run("recipes", "keys").out

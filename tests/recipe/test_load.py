@@ -75,6 +75,8 @@ def test_a_good_one(recipe: Path) -> None:
         ("  - encode: world", "  - encode: [1]", "8:", "prepare[1].encode"),
         ("  - plan", "  - 7", "11:5", "should be one stage"),
         ("- {path", "- {path: c.jsonl, chat: ''}\n      - {path", "5:31", "at least 1 character"),
+        ("  - plan", "  - plan\n  - read: []", "12:11", "prepare[5].read: the list is empty"),
+        ("1e-5}", "1e-5, grad_cp: 1}", "", "should be true or false, not 1"),
         ("name: demo", "name: demo\ndata: x", "", "give one of them"),
         ("1e-5}", "1e-5, my_exit_tokens: 5, total_steps: 5}", "13:8", "both end the run"),
     ],
@@ -85,14 +87,14 @@ def test_one_mistake(recipe: Path, old: str, new: str, place: str, message: str)
         load_recipe(str(recipe))
     assert f"{recipe}:{place}" in caught.value.what
     assert message in caught.value.what
-    assert caught.value.what.count("\n") == (1 if "lr_finale" in new else 0)
+    assert caught.value.what.count("\n") == (1 if "lr_finale" in new or "grad_cp" in new else 0)
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("more", ["", "data: x\n"])
 def test_an_empty_prepare_list(recipe: Path, more: str) -> None:
     recipe.write_text(f"name: demo\nctx_len: 4\nprepare: []\n{more}")
-    with pytest.raises(RecipeError, match=":3:10  prepare: list should have at least 1 item"):
+    with pytest.raises(RecipeError, match=":3:10  prepare: the list is empty"):
         load_recipe(str(recipe))
 
 

@@ -51,6 +51,8 @@ def test_scalars(text: str, value: object) -> None:
         ("- 1", "r.yaml:1:1", "a recipe is a mapping"),
         ("", "r.yaml:1:1", "a recipe is a mapping"),
         ("a: \0", "r.yaml", "not YAML"),
+        ("a: " + "9" * 5000, "r.yaml", "not YAML for a recipe: Exceeds the limit"),
+        ("a: " + "[" * 3000 + "]" * 3000, "r.yaml", "not YAML for a recipe: maximum recursion"),
     ],
 )
 def test_broken_yaml(text: str, place: str, message: str) -> None:

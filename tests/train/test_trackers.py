@@ -35,9 +35,11 @@ def report(step: int, steps: int = 9, **more: object) -> StepReport:
     return StepReport(**(facts | more))
 
 
-def send(name: str, folder: Path, steps: range, sent: int) -> None:
+def send(name: str, folder: Path, steps: range, sent: int, notes: list[str] | None = None) -> None:
+    settings = {"ctx_len": 4}
+    tell = (notes if notes is not None else []).append
     with open_trackers(
-        [name], folder, project="p", run="r", settings={"ctx_len": 4}, sent=sent
+        [name], folder, project="p", run="r", settings=settings, sent=sent, report=tell
     ) as sinks:
         for step in steps:
             found = {"val_loss": 1.5, "text": "no number"} if step == 3 else {}
@@ -120,6 +122,38 @@ def test_a_resumed_run_is_the_same_run_to_a_tracker(
     send(name, tmp_path / "other", range(1, 2), sent=0)
     key = "id" if name == "wandb" else "name"
     assert session.inits[2][key] != first[key]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_that_fails(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start it ends the run with what to do; later the run goes on without it."""
+    session = Session()
+    package = types.ModuleType(name)
+    package.init, package.finish = session.init, session.finish
+    monkeypatch.setitem(sys.modules, name, package)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no such host\nand more")
+
+    notes: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(package, "init", fail)
+        with pytest.raises(SetupError, match=f"{name} does not start: no such host\n") as caught:
+            send(name, tmp_path, range(1, 3), sent=0, notes=notes)
+        assert f"or leave {name} out" in caught.value.hint
+        assert ("WANDB_MODE=offline" in caught.value.hint) == (name == "wandb")
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "finish", fail)
+        patch.setattr(package, "finish", fail)
+        send(name, tmp_path, range(1, 3), sent=0, notes=notes)
+    assert [step for step, _ in session.rows] == [1, 2]
+    monkeypatch.setattr(session, "log", fail)
+    send(name, tmp_path, range(3, 6), sent=2, notes=notes)
+    assert notes == [
+        f"{name} may lack the last rows, the run goes on: no such host",
+        f"{name} gets no rows from step 3 on, the run goes on: no such host",
+    ]
+    assert session.finished == 1
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
