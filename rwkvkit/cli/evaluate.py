@@ -56,13 +56,13 @@ def evaluate(
     CHECKPOINT is a .pth file, or the folder of a run, a checkpoint or an adapter, whose base is
     found by its record. Where the dataset has a loss mask, only the tokens it marks count.
     """
-    from rwkvkit.data.binidx import open_binidx
+    from rwkvkit.data.contents import open_dataset
     from rwkvkit.train.held_out import held_out_loss
     from rwkvkit.train.orders import choose_order, validation_samples
     from rwkvkit.workflow.locate import run_ctx_len
 
     console = Console(as_json=as_json)
-    data = open_binidx(prefix)
+    data = open_dataset(prefix)
     sampling = SamplingConfig.model_validate({"order": order})
     chosen, reason = choose_order(sampling, data)
     if ctx_len is None:

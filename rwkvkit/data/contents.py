@@ -1,17 +1,55 @@
 """What several commands ask of a dataset: its manifest, its vocabulary, its tokens and lengths."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvkit.data.binidx import BLOCK, Binidx
+from rwkvkit.data.binidx import BLOCK, Binidx, mask_path, open_binidx
 from rwkvkit.data.finish import VALIDATION
 from rwkvkit.data.manifest import Manifest, read_manifest
 from rwkvkit.errors import DataError
 from rwkvkit.tokenizer.text import Tokenizer, load_tokenizer
 from rwkvkit.tokenizer.world import WorldTokenizer
+
+
+def open_dataset(prefix: str | os.PathLike[str]) -> Binidx:
+    """Open a dataset to train on or to measure; a loss mask that its manifest names must be there.
+
+    Args:
+        prefix: path of the dataset, with or without suffix.
+
+    Raises:
+        DataError: the dataset is missing or damaged, or its mask is gone.
+    """
+    data = open_binidx(prefix)
+    manifest = None
+    with suppress(DataError):  # one that cannot be read, such as another version's, tells nothing
+        manifest = manifest_of(Path(data.prefix))
+    check_mask(Path(data.prefix), manifest)
+    return data
+
+
+def check_mask(prefix: Path, manifest: Manifest | None) -> None:
+    """Check that the loss mask is there if a manifest names one.
+
+    Args:
+        prefix: path of the dataset, without suffix.
+        manifest: of the dataset, if there is one.
+
+    Raises:
+        DataError: it is not.
+    """
+    mask = mask_path(prefix)
+    if manifest and not mask.exists() and mask.name in {each.path for each in manifest.outputs}:
+        raise DataError(
+            "the loss mask that the manifest names is gone",
+            where=str(mask),
+            hint="put it back, or build the dataset again; without its manifest every token counts",
+        )
 
 
 def manifest_of(prefix: Path) -> Manifest | None:

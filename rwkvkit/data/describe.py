@@ -8,6 +8,7 @@ import numpy as np
 from rwkvkit import files
 from rwkvkit.data.binidx import BLOCK, Binidx, bin_path, idx_path, mask_path, open_binidx
 from rwkvkit.data.contents import (
+    check_mask,
     check_tokens,
     largest_id,
     length_histogram,
@@ -85,13 +86,9 @@ def _vocabulary(manifest: Manifest | None) -> tuple[Tokenizer | None, int]:
 def _check_files(prefix: Path, manifest: Manifest) -> None:
     paths = [bin_path(prefix), idx_path(prefix)]
     known = {output.path: output.sha256 for output in manifest.outputs}
-    mask = mask_path(prefix)
-    if mask.exists():
-        paths.append(mask)
-    elif mask.name in known:
-        raise DataError(
-            "the loss mask that the manifest names is gone", where=str(mask), hint="build it again"
-        )
+    check_mask(prefix, manifest)
+    if mask_path(prefix).exists():
+        paths.append(mask_path(prefix))
     for path in paths:
         if known.get(path.name) != files.sha256(path):
             raise DataError(

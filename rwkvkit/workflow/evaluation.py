@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rwkvkit.data.binidx import Binidx, idx_path, open_binidx
+from rwkvkit.data.binidx import Binidx, idx_path
+from rwkvkit.data.contents import open_dataset
 from rwkvkit.data.finish import VALIDATION
 from rwkvkit.data.stages import Split
 from rwkvkit.errors import RecipeError
@@ -47,7 +48,7 @@ class Evaluations:
         """
         config = self._config
         if config.data:
-            check_tokens(open_binidx(config.data), self.model.vocab_size)
+            check_tokens(open_dataset(config.data), self.model.vocab_size)
         splits = any(isinstance(stage, Split) for stage in self.recipe.prepare or [])
         if config.patience and not (splits or self._prefix):
             raise RecipeError(
@@ -68,7 +69,7 @@ class Evaluations:
         """
         if self._prefix is None:
             return None
-        held_out = open_binidx(self._prefix)
+        held_out = open_dataset(self._prefix)
         if held_out.n_tokens < 2 or held_out.sizes.max() < 2:
             return None
         sampling = self._train.sampling

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from rwkvkit import files
 from rwkvkit.compare import differences
-from rwkvkit.data.binidx import Binidx, open_binidx
+from rwkvkit.data.binidx import Binidx
 from rwkvkit.data.build import Build, Status
+from rwkvkit.data.contents import open_dataset
 from rwkvkit.data.manifest import read_manifest
 from rwkvkit.errors import RecipeError, SetupError
 from rwkvkit.model.config import ModelConfig, reasons
@@ -189,7 +190,7 @@ class Run:
         Raises:
             DataError: it is missing or damaged, or has a token outside the model's vocabulary.
         """
-        data = open_binidx(dataset_prefix(self.recipe))
+        data = open_dataset(dataset_prefix(self.recipe))
         check_tokens(data, self.model_config.vocab_size)
         return data
 

@@ -80,3 +80,25 @@ def test_what_cannot_be(folder, run, settings, message) -> None:
     assert done.code == 3
     assert message in done.err
     assert "hint:" in done.err
+
+
+def test_a_loss_mask_that_is_gone_is_not_trained_without(folder, run) -> None:
+    with (folder / "text.jsonl").open("w") as file:
+        for i in range(40):
+            turns = [("user", f"Say {i}"), ("assistant", f"Here it is: {i}.")]
+            said = [{"role": role, "content": content} for role, content in turns]
+            file.write(json.dumps({"messages": said}) + "\n")
+    recipe = (folder / "r.yaml").read_text().replace("text.jsonl}", "text.jsonl, chat: messages}")
+    recipe = recipe.replace("  - repeat-", "  - split: {validation: 0.2}\n  - repeat-")
+    (folder / "r.yaml").write_text(recipe)
+    assert run("prepare", "r.yaml").code == 0
+    prepared = recipe[: recipe.index("prepare:")] + "data: out/tiny/data\n"
+    (folder / "d.yaml").write_text(prepared + recipe[recipe.index("model:") :])
+    dry = ["train", "d.yaml", "--dry-run", "--set", "train.evaluate.data=out/tiny/data-val"]
+    assert run(*dry).code == 0
+    for name in ("data-val.mask", "data.mask"):
+        (folder / "out/tiny" / name).rename(folder / name)
+        done = run(*dry)
+        assert done.code == 4
+        assert f"{name}: the loss mask that the manifest names is gone" in done.err
+        (folder / name).rename(folder / "out/tiny" / name)
