@@ -1,6 +1,7 @@
 """``rwkvkit export``: the weights of a run or checkpoint as a file that other programs load."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -41,5 +42,5 @@ def export(source: Path, out: Path, as_json: bool) -> None:
         console.note(line)
     write_checkpoint({name: each.to(torch.bfloat16) for name, each in weights.items()}, out)
     console.result(f"wrote {out}: {adapter or path} in bf16, {size(out.stat().st_size)}")
-    console.result(f'next: rwkvkit generate {out} --prompt "…"')
+    console.result(f'next: rwkvkit generate {quote(str(out))} --prompt "…"')
     console.finish({"path": str(out), "source": str(adapter or path), "tensors": len(weights)})

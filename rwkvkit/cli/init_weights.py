@@ -1,5 +1,6 @@
 """``rwkvkit init-weights``: create the initial weights of a recipe."""
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -53,7 +54,7 @@ def init_weights(
         for line in table(["tensor", "shape", "rule", "mean", "std"], cells):
             console.result(line)
         console.result(f"wrote {weights.path}: {parameters:,} parameters")
-        console.result(f"next: rwkvkit train {recipe_name}")
+        console.result(f"next: rwkvkit train {quote(recipe_name)}")
     console.finish(facts)
 
 

@@ -1,6 +1,7 @@
 """``rwkvkit merge``: a base and the result of fine-tuning become one checkpoint."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -41,6 +42,7 @@ def merge(base: Path, adapter: Path, out: Path, any_base: bool, as_json: bool) -
     result = merged(weights, adapter, str(base))
     changed = sum(tensor is not weights.get(name) for name, tensor in result.items())
     write_checkpoint(result, out)
-    console.result(f"wrote {out}: {changed} of {len(result)} tensors from {adapter}")
-    console.result(f'{size(out.stat().st_size)}; next: rwkvkit generate {out} --prompt "…"')
+    written = size(out.stat().st_size)
+    console.result(f"wrote {out}, {written}: {changed} of {len(result)} tensors from {adapter}")
+    console.result(f'next: rwkvkit generate {quote(str(out))} --prompt "…"')
     console.finish({"path": str(out), "tensors": len(result), "changed": changed})

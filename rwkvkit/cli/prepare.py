@@ -2,6 +2,7 @@
 
 import os
 import time
+from shlex import quote
 from typing import Any
 
 import click
@@ -82,7 +83,9 @@ def prepare(
     facts = run_prepare(
         build, console, workers, memory=memory, merge=merge, executor=_executor(executor)
     )
-    console.result(f"next: rwkvkit inspect {build.prefix}, or rwkvkit train {recipe_name}")
+    console.result(
+        f"next: rwkvkit inspect {quote(str(build.prefix))}, or rwkvkit train {quote(recipe_name)}"
+    )
     console.finish(facts)
 
 
@@ -156,7 +159,9 @@ def _run_shard(
         console.note(f"prepare: shard {shard} of {build.prefix}")
         parts = build.run_shard(shard, workers=workers, progress=_progress(console))
     console.result(f"shard {shard}: {parts:,} part{'s' * (parts != 1)}")
-    console.result(f"next: when all {shard.count} are done, rwkvkit prepare {recipe_name} --merge")
+    console.result(
+        f"next: when all {shard.count} are done, rwkvkit prepare {quote(recipe_name)} --merge"
+    )
     console.finish(
         {
             "prefix": str(build.prefix),

@@ -1,6 +1,7 @@
 """``rwkvkit recipes``: the recipes that ship."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -63,7 +64,7 @@ def copy_recipe(name: str, target: Path | None) -> None:
             "the file exists", where=str(target), hint="name another target, or move it away"
         )
     write_text(target, read_recipe(source))
-    click.echo(f"copied to {target}\nnext: edit it, then rwkvkit train {target}")
+    click.echo(f"copied to {target}\nnext: edit it, then rwkvkit train {quote(str(target))}")
 
 
 def _title(path: Path) -> str:

@@ -1,6 +1,7 @@
 """``rwkvkit report`` and ``rwkvkit compare``: pages about runs."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -24,7 +25,7 @@ def report(run: Path, as_json: bool) -> None:
     console = Console(as_json=as_json)
     path = write_report(run)
     console.result(f"wrote {path}")
-    console.result(f"next: open it, or rwkvkit compare {run} ANOTHER")
+    console.result(f"next: open it, or rwkvkit compare {quote(str(run))} ANOTHER")
     console.finish({"report": str(path)})
 
 

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -148,9 +149,10 @@ def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
         f"trained {end['step']:,} step{'s' * (end['step'] != 1)}, {end['tokens']:,} tokens{loss}"
     )
     console.result(f"weights {run.files.final}, loss curve {run.files.loss_curve}")
-    generate = f"rwkvkit generate {run.files.final}"
+    final = quote(str(run.files.final))
+    generate = f"rwkvkit generate {final}"
     if run.needs_base:
-        generate = f"rwkvkit generate {run.weights.path} --adapter {run.files.final}"
+        generate = f"rwkvkit generate {quote(str(run.weights.path))} --adapter {final}"
     if "skipped_steps" in end:
         console.result(f"steps skipped, their gradient was not finite: {end['skipped_steps']:,}")
     if "end_early" in end:

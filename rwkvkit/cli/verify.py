@@ -1,6 +1,7 @@
 """``rwkvkit verify``: check a dataset against its manifest."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -23,5 +24,5 @@ def verify(prefix: Path, vocab: Path | None, as_json: bool) -> None:
     for fact in verify_dataset(prefix, vocab):
         console.result(f"ok: {fact}")
         found.append(fact)
-    console.result(f"next: rwkvkit inspect {prefix}")
+    console.result(f"next: rwkvkit inspect {quote(str(prefix))}")
     console.finish({"prefix": str(prefix), "verified": found})

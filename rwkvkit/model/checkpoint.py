@@ -18,6 +18,7 @@ from rwkvkit.ops.inputs import Impl
 
 # The reference trainer writes these three, although layer 0 makes v_first and never reads them.
 _UNUSED = frozenset(f"blocks.0.att.{name}" for name in ("v0", "v1", "v2"))
+_WRAPPED = "_forward_module."
 
 
 def load_model(
@@ -199,7 +200,8 @@ def check_config(
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read a flat dict of tensors from a .pth file, on the CPU and mapped into memory.
 
-    Only tensors are unpickled, no code runs.
+    Only tensors are unpickled, no code runs. A prefix that DeepSpeed puts before names is left out,
+    as the reference trainer does.
 
     Raises:
         DataError: the file is missing, damaged, or holds something else.
@@ -231,7 +233,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 where=str(path),
                 hint="a checkpoint is a flat dict of tensors, without optimizer states",
             )
-    return {name: tensor.detach() for name, tensor in content.items()}
+    return {name.removeprefix(_WRAPPED): tensor.detach() for name, tensor in content.items()}
 
 
 def write_checkpoint(state_dict: Mapping[str, Tensor], path: Path) -> None:

@@ -13,6 +13,8 @@ def test_a_run_a_checkpoint_and_a_file(folder, run) -> None:
     final = torch.load(out / "rwkv-final.pth", weights_only=True)
     newest = out / "checkpoints/step-00000012"
     for number, source in enumerate((out, newest, out / "rwkv-final.pth")):
+        name = f"{number} of three.pth"
+        assert f"next: rwkvkit generate '{name}'" in run("export", str(source), "-o", name).out
         outcome = run("export", str(source), "-o", f"{number}.pth", "--json")
         assert outcome.code == 0, outcome.err
         written = torch.load(folder / f"{number}.pth", weights_only=True)

@@ -28,6 +28,13 @@ def test_written_and_read_again(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["model.pth"]
 
 
+def test_the_prefix_of_deepspeed_is_left_out(tmp_path):
+    weights = noisy_weights(small_config("x070"))
+    wrapped = {f"_forward_module.{name}": tensor for name, tensor in weights.items()}
+    torch.save(wrapped, tmp_path / "wrapped.pth")
+    assert read_checkpoint(tmp_path / "wrapped.pth").keys() == weights.keys()
+
+
 def test_a_view_is_written_without_the_rest_of_its_storage(tmp_path):
     path = tmp_path / "model.pth"
     write_checkpoint({"a": torch.zeros(1_000_000)[:10]}, path)
