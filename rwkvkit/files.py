@@ -119,7 +119,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
         raise DataError(
             f"cannot be read: {error}", where=str(path), hint="the file is damaged: move it away"
         ) from error
@@ -128,6 +130,15 @@ def read_json(path: Path) -> dict[str, Any]:
             "holds no JSON object", where=str(path), hint="the file is damaged: move it away"
         )
     return content
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Return the error for a file that may be whole, but that the system does not let be read."""
+    return DataError(
+        f"cannot be read: {error.strerror or error}",
+        where=str(path),
+        hint="check its permissions",
+    )
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvkit import files
 from rwkvkit.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -212,7 +213,7 @@ def _mapped(path: Path) -> NDArray[np.uint8]:
     except FileNotFoundError as error:
         raise DataError("no such file", where=str(path), hint="a binidx is two files") from error
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise files.unreadable(path, error) from error
 
 
 def _read_header(index: NDArray[np.uint8], path: Path) -> tuple[np.dtype[Any], int, int]:

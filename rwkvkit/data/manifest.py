@@ -182,7 +182,7 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
     """Return the manifest of an output, or None if it has none.
 
     Raises:
-        DataError: the manifest is damaged, or written by another version of rwkvkit.
+        DataError: the manifest is damaged, not to be read, or of another version of rwkvkit.
     """
     path = manifest_path(Path(prefix))
     try:
@@ -192,7 +192,13 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
             raise ValueError("it has another hash")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(
+            f"the manifest cannot be read: {error.strerror}",
+            where=str(path),
+            hint="check its permissions",
+        ) from error
+    except ValueError as error:
         raise DataError(
             "the manifest cannot be read: damaged, or of another version of rwkvkit",
             where=str(path),

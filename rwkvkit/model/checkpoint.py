@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rwkvkit.errors import DataError, RecipeError, SetupError, UsageError
-from rwkvkit.files import replacing
+from rwkvkit.files import replacing, unreadable
 from rwkvkit.model.config import ModelConfig, config_from_state_dict, reasons
 from rwkvkit.model.rwkv import RWKV, GradCp
 from rwkvkit.ops.inputs import Impl
@@ -212,6 +212,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         content = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
+    except PermissionError as error:
+        raise unreadable(path, error) from error
     except Exception as error:  # torch raises a dozen kinds for damaged files
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise DataError(

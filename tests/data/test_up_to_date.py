@@ -217,5 +217,10 @@ def test_a_damaged_manifest_builds_again(build, source, tmp_path, content):
         read_manifest(tmp_path / "out" / "data")
     assert caught.value.hint == "build the output again"
     manifest.unlink()
+    manifest.mkdir()  # as little to be read as what one has no permission for
+    with pytest.raises(DataError, match="the manifest cannot be read: Is a dir") as caught:
+        read_manifest(tmp_path / "out" / "data")
+    assert caught.value.hint == "check its permissions"
+    manifest.rmdir()
     assert reason(made) == "the output has no manifest"
     assert read_manifest(tmp_path / "out" / "data") is None

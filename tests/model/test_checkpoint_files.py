@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 import torch
 from rwkv_cases import ARCHS, noisy_weights, small_config, tokens
@@ -70,6 +72,17 @@ def test_missing_file(tmp_path):
     with pytest.raises(DataError, match="no such file") as caught:
         load_model(tmp_path / "none.pth")
     assert caught.value.where == str(tmp_path / "none.pth")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refused(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "model.pth").write_bytes(b"whole")
+    monkeypatch.setattr(torch, "load", refused)
+    with pytest.raises(DataError, match="cannot be read: Permission denied") as caught:
+        read_checkpoint(tmp_path / "model.pth")
+    assert caught.value.hint == "check its permissions"
 
 
 def test_damaged_files(tmp_path):
