@@ -52,6 +52,7 @@ class Setup:
         carried: segments of ctx_len through which a loss goes back, the state carried from each to
             the next (order infctx); 0: samples are one pass.
         trained: parameters that train; None: all.
+        frozen: whether nothing of the blocks trains but initial states.
         weight_bytes: of what the passes read, where some is quantized; None: all is of ``dtype``.
         zero: ZeRO stage.
         world: processes, one a device.
@@ -69,6 +70,7 @@ class Setup:
     accumulate: int = 1
     carried: int = 0
     trained: int | None = None
+    frozen: bool = False
     weight_bytes: float | None = None
     zero: int = 0
     world: int = 1
@@ -94,7 +96,13 @@ class Setup:
     def footprint(self) -> Footprint:
         """That of one block."""
         return block_footprint(
-            self.model, self.dtype, self.impl, self.micro_bsz, self.ctx_len, fused=self.fused
+            self.model,
+            self.dtype,
+            self.impl,
+            self.micro_bsz,
+            self.ctx_len,
+            fused=self.fused,
+            frozen=self.frozen,
         )
 
 

@@ -55,6 +55,7 @@ def block_footprint(
     tokens: int,
     *,
     fused: bool = False,
+    frozen: bool = False,
 ) -> Footprint:
     """Return the footprint of one block (not the first) for a batch of [B, T].
 
@@ -68,11 +69,12 @@ def block_footprint(
         batch: B.
         tokens: T.
         fused: whether the elementwise work is that of hand-written kernels.
+        frozen: whether nothing of the block trains but its initial state.
     """
     short, long = (8, 16) if impl == "naive" else (64, 128)
     few, many = _MANY, 2 * _MANY
     sizes = [(b, t) for b in (few, many) for t in (short, long)]
-    measured = [_measure(model, dtype, impl, fused, b, t) for b, t in sizes]
+    measured = [_measure(model, dtype, impl, fused, frozen, b, t) for b, t in sizes]
 
     def at(name: str) -> float:
         few_short, few_long, many_short, many_long = (getattr(m, name) for m in measured)
@@ -88,7 +90,13 @@ def block_footprint(
 
 @cache
 def _measure(
-    model: ModelConfig, dtype: torch.dtype, impl: Impl, fused: bool, batch: int, tokens: int
+    model: ModelConfig,
+    dtype: torch.dtype,
+    impl: Impl,
+    fused: bool,
+    frozen: bool,
+    batch: int,
+    tokens: int,
 ) -> Footprint:
     with torch.device("meta"):
         block = Block(model, 1, impl, False).to(dtype)
@@ -97,6 +105,8 @@ def _measure(
     with FakeTensorMode():
         device = "meta" if impl == "cuda" else "cpu"  # on a CPU that operator refuses to run
         weights = {n: _empty(p.shape, dtype, device) for n, p in block.named_parameters()}
+        for name, weight in weights.items():
+            weight.requires_grad_(not frozen or name == "att.time_state")
         x, v_first = (_empty((batch, tokens, model.n_embd), dtype, device) for _ in range(2))
         given = (x, v_first if model.arch == "x070" else None, None, None)
         gradient = torch.empty_like(x)

@@ -54,6 +54,7 @@ def setup_of(
         accumulate=settings.accumulate_grad_batches,
         carried=_carried(settings.sampling),
         trained=trained_parameters(settings.tuning, model),
+        frozen=settings.tuning.method == "state",
         weight_bytes=weight_bytes(settings.tuning, model, placement.dtype),
     )
 

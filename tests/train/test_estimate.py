@@ -63,6 +63,20 @@ def test_the_most_a_pass_holds(arch: str, dtype: torch.dtype, grad_cp: bool) -> 
     assert 0.85 * (measured.peak - gradients) < estimated < 1.15 * measured.peak
 
 
+@pytest.mark.parametrize("arch", ["x052", "x060", "x070"])
+def test_the_most_a_pass_holds_that_tunes_states(arch: str) -> None:
+    setup = setup_of(arch, (10, 128, 2, 96), frozen=True)  # the first block holds less
+    setup = replace(setup, model=setup.model.model_copy(update={"time_state": True}))
+    model, idx = real(setup)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("time_state"))
+    with Ledger() as measured:
+        model.loss(idx, idx).backward()
+    estimated = estimate_memory(setup).activations
+    assert estimated == pytest.approx(measured.peak, rel=0.15)
+    assert estimated < 0.9 * estimate_memory(replace(setup, frozen=False)).activations
+
+
 @pytest.mark.parametrize(("segments", "truncate"), [(4, 1), (8, 2), (8, 4)])
 @pytest.mark.parametrize("arch", ["x060", "x070"])
 def test_what_long_samples_hold(arch: str, segments: int, truncate: int) -> None:
