@@ -52,6 +52,7 @@ def timed(run: Callable[[], object], settings: argparse.Namespace, *, ahead: boo
             "spread_ms": max(times) - min(times),
             "repeats": repeats,
             "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+            "reserved_gb": torch.cuda.max_memory_reserved() / 1e9,  # recorded passes too
             "ok": True,
         }
     except Exception as error:

@@ -144,8 +144,11 @@ def card_at(device: torch.device) -> Card | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes in use so far: a GPU's by torch, otherwise the process's."""
+    """Return the most bytes taken so far: from a GPU by torch, otherwise by the process.
+
+    What torch has reserved, not what tensors hold: a recorded pass keeps its memory without any.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
