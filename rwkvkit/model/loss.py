@@ -224,6 +224,7 @@ class _HeadLoss(torch.autograd.Function):
                 grad_weight.addmm_(logits.mT, hidden[rows])
             elif grad_weight is not None:
                 grad_weight += logits.mT @ hidden[rows]
+            del logits  # not beside the next chunk's
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtype = hidden.dtype
         return (ce * weights).sum()

@@ -10,6 +10,7 @@ from rwkvkit.errors import UsageError
 from rwkvkit.model import loss as loss_module
 from rwkvkit.model.loss import every_token, head_loss, lm_loss
 from rwkvkit.ops import cross_entropy as plain
+from rwkvkit.train.footprint import Ledger
 
 WIDTH, VOCAB = 12, 37
 
@@ -155,6 +156,15 @@ def test_tokens_that_do_not_count_cost_nothing_and_spoil_nothing() -> None:
     assert weight.grad.isfinite().all()
     assert hidden.grad[~mask].count_nonzero() == 0
     assert seen.bytes == max(int(mask.sum()) * VOCAB, weight.numel(), hidden.numel()) * 8
+
+
+def test_one_chunk_of_logits_is_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight = torch.randn(1000, 8), torch.randn(200, 8)
+    monkeypatch.setattr(loss_module, "_CHUNK_CPU", 100 * 200)
+    monkeypatch.setattr(plain, "_BLOCK_CPU", 200)
+    with Ledger() as seen:
+        head_loss(hidden.requires_grad_(), weight, torch.randint(200, (1000,)))
+    assert 100 * 200 * 4 < seen.peak < 2 * 100 * 200 * 4
 
 
 @pytest.mark.parametrize("kind", ["bool", "number", "zeros"])
