@@ -119,7 +119,14 @@ def every_token() -> Iterator[None]:
 
 
 def workspace(
-    tokens: int, width: int, vocab: int, dtype: torch.dtype, *, on_gpu: bool, fused: bool
+    tokens: int,
+    width: int,
+    vocab: int,
+    dtype: torch.dtype,
+    *,
+    on_gpu: bool,
+    fused: bool,
+    trained: bool,
 ) -> int:
     """Return about how many bytes :func:`head_loss` needs beside its inputs, with gradients.
 
@@ -130,11 +137,12 @@ def workspace(
         dtype: of the hidden values and the weight.
         on_gpu: whether they lie on a GPU.
         fused: whether a kernel judges the logits; plain PyTorch works on float32 copies of some.
+        trained: whether the weight gets a gradient.
     """
     size, wide = dtype.itemsize, max(4, dtype.itemsize)
     chunk = vocab * min(tokens, _chunk_rows(vocab, on_gpu=on_gpu))
     block = 0 if fused else vocab * min(tokens, plain.block_rows(vocab, on_gpu=on_gpu))
-    to_weight = vocab * width * (wide + (size if size < wide else 0))
+    to_weight = vocab * width * (wide + (size if size < wide else 0)) if trained else 0
     return chunk * size + 4 * block * wide + tokens * width * size + to_weight
 
 

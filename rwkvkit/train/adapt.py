@@ -1,6 +1,7 @@
 """Prepare a model for fine-tuning: what trains, and adapters around matrices."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,6 +92,25 @@ def trained_parameters(tuning: TuningConfig, config: ModelConfig) -> int:
         count += tuning.rank * (outputs if tuning.method == "miss" else outputs + inputs)
         count += outputs if tuning.method == "dora" else 0
     return count
+
+
+def trained_names(tuning: TuningConfig, config: ModelConfig) -> frozenset[str] | None:
+    """Return the names of what trains, or has an adapter beside it; None: all.
+
+    Args:
+        tuning: the recipe's section, checked by :func:`check_tuning`.
+        config: the model's shape.
+
+    Returns:
+        Names of the base's weights; those in the blocks without ``blocks.N.``, once for all.
+    """
+    shapes = weight_shapes(config)
+    names = _trained_names(tuning, list(shapes))
+    if names == set(shapes):
+        return None
+    beside = _targets(tuning, shapes) if tuning.is_adapter else []
+    names |= {f"{target}.weight" for target in beside}
+    return frozenset(re.sub(r"^blocks\.\d+\.", "", name) for name in names)
 
 
 def weight_bytes(tuning: TuningConfig, config: ModelConfig, dtype: torch.dtype) -> float:

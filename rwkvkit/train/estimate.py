@@ -52,7 +52,8 @@ class Setup:
         carried: segments of ctx_len through which a loss goes back, the state carried from each to
             the next (order infctx); 0: samples are one pass.
         trained: parameters that train; None: all.
-        frozen: whether nothing of the blocks trains but initial states.
+        trains: names of what trains, or has an adapter beside it, those of a block without its
+            number; None: all.
         weight_bytes: of what the passes read, where some is quantized; None: all is of ``dtype``.
         zero: ZeRO stage.
         world: processes, one a device.
@@ -70,7 +71,7 @@ class Setup:
     accumulate: int = 1
     carried: int = 0
     trained: int | None = None
-    frozen: bool = False
+    trains: frozenset[str] | None = None
     weight_bytes: float | None = None
     zero: int = 0
     world: int = 1
@@ -102,7 +103,7 @@ class Setup:
             self.micro_bsz,
             self.ctx_len,
             fused=self.fused,
-            frozen=self.frozen,
+            trains=self.trains,
         )
 
 
@@ -114,7 +115,7 @@ class Memory:
         weights: what the passes read.
         masters: float32 copies of weights that are not.
         moments: Adam's two.
-        gradients: at the end of the backward pass.
+        gradients: at their most.
         activations: at their most, with what the loss or a block's backward pass needs.
         reserve: of a GPU: the process's own, and what the allocator wastes.
         total: the most at once. Gradients grow while activations shrink, so it is no plain sum.
@@ -157,7 +158,10 @@ def estimate_memory(setup: Setup, *, recorded: bool = False) -> Memory:
     gradients = trained * width / split[1] + sums
     activations = _activations(setup) + _states(setup)
     held = gradients if not low else sums
-    beside = held if setup.accumulate > 1 or recorded or setup.carried else 0
+    stay = setup.accumulate > 1 or recorded or setup.carried > 0
+    beside = held if stay else 0
+    if low and setup.zero == 0 and not stay:  # one after another becomes float32, and is freed
+        gradients = sums + min(trained, setup.model.vocab_size * setup.model.n_embd) * width
     if setup.carried > 1:  # what the segments of a loss add up to, until it is whole
         beside += trained * width / split[1]
     peak = max(activations + beside, gradients)
@@ -185,6 +189,7 @@ def _activations(setup: Setup) -> float:
         setup.dtype,
         on_gpu=setup.on_gpu,
         fused=setup.fused_loss,
+        trained=setup.trains is None or "head.weight" in setup.trains,
     )
     if not setup.grad_cp:
         return stream + model.n_layer * block.saved + max(head, block.workspace)

@@ -11,7 +11,7 @@ import torch
 from rwkvkit.errors import SetupError
 from rwkvkit.model.config import ModelConfig
 from rwkvkit.ops.inputs import Impl
-from rwkvkit.train.adapt import trained_parameters, weight_bytes
+from rwkvkit.train.adapt import trained_names, trained_parameters, weight_bytes
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.device import Placement, card_at
 from rwkvkit.train.estimate import Memory, Setup, estimate_memory, estimate_speed, would_fit
@@ -54,7 +54,7 @@ def setup_of(
         accumulate=settings.accumulate_grad_batches,
         carried=_carried(settings.sampling),
         trained=trained_parameters(settings.tuning, model),
-        frozen=settings.tuning.method == "state",
+        trains=trained_names(settings.tuning, model),
         weight_bytes=weight_bytes(settings.tuning, model, placement.dtype),
     )
 
