@@ -16,6 +16,7 @@ from rwkvkit.train.device import Placement
 
 _Name = Literal["torch", "deepspeed"]
 _SEVERAL_GPUS_STAGE = 2
+_BUCKET = 5e8  # DeepSpeed's own
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ def choose_backend(config: TrainConfig, placement: Placement, processes: int) ->
     stage = _stage(config, given)
     settings = _merge(given, _derive(config, placement, stage, processes), config)
     return Backend("deepspeed", stage, settings, f"engine deepspeed, ZeRO-{stage}: {why}")
+
+
+def reduce_bucket(backend: Backend) -> float:
+    """Return the elements of the buffers through which DeepSpeed reduces gradients."""
+    given = _section(backend.settings, "zero_optimization")
+    double = backend.zero == 2 and given.get("overlap_comm", False)
+    return float(given.get("reduce_bucket_size", _BUCKET)) * (2 if double else 1)
 
 
 def _engine(config: TrainConfig, placement: Placement, processes: int) -> tuple[_Name, str]:

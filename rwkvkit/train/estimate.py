@@ -58,6 +58,7 @@ class Setup:
         zero: ZeRO stage.
         world: processes, one a device.
         offload: what of the state lies in the machine's memory.
+        bucket: elements of the buffers through which DeepSpeed reduces gradients.
     """
 
     model: ModelConfig
@@ -76,6 +77,7 @@ class Setup:
     zero: int = 0
     world: int = 1
     offload: Offload = "none"
+    bucket: float = 5e8
 
     @property
     def tokens(self) -> int:
@@ -164,10 +166,32 @@ def estimate_memory(setup: Setup, *, recorded: bool = False) -> Memory:
         gradients = sums + min(trained, setup.model.vocab_size * setup.model.n_embd) * width
     if setup.carried > 1:  # what the segments of a loss add up to, until it is whole
         beside += trained * width / split[1]
+    if setup.zero:
+        beside, gradients = _under_zero(setup, beside, gradients, sums, trained)
     peak = max(activations + beside, gradients)
     used = weights + masters + moments + peak
     reserve = _CONTEXT + _WASTE * used if setup.on_gpu else 0
     return Memory(weights, masters, moments, gradients, activations, reserve, used + reserve)
+
+
+def _under_zero(
+    setup: Setup, beside: float, gradients: float, sums: float, trained: float
+) -> tuple[float, float]:
+    """What DeepSpeed holds beside activations, and at the end of the backward pass or in a step."""
+    if setup.zero == 1:  # its sums stay from step to step
+        return max(beside, sums), gradients
+    if setup.zero == 2:
+        # A full buffer is copied to be reduced, and its last gradient becomes float32.
+        largest = 4 * min(trained, setup.model.vocab_size * setup.model.n_embd)
+        reduced = min(_bucket(setup), setup.dtype.itemsize * trained)
+        return beside, sums + _bucket(setup) + reduced + largest
+    # Buffer and sums stay; an update makes three float32 copies of the gradients.
+    stay = sums + _bucket(setup)
+    return stay, stay + 3 * sums
+
+
+def _bucket(setup: Setup) -> float:
+    return setup.bucket * setup.dtype.itemsize
 
 
 def _states(setup: Setup) -> float:
@@ -191,11 +215,12 @@ def _activations(setup: Setup) -> float:
         fused=setup.fused_loss,
         trained=setup.trains is None or "head.weight" in setup.trains,
     )
+    workspace = block.workspace + (_bucket(setup) if setup.zero == 2 else 0)
     if not setup.grad_cp:
-        return stream + model.n_layer * block.saved + max(head, block.workspace)
+        return stream + model.n_layer * block.saved + max(head, workspace)
     kept = stream + (block.kernel if setup.grad_cp == "selective" else 0)
     shared = stream if model.arch == "x070" else 0  # v_first
-    return stream + shared + model.n_layer * kept + max(head, block.saved + block.workspace)
+    return stream + shared + model.n_layer * kept + max(head, block.saved + workspace)
 
 
 def estimate_speed(setup: Setup, card: Card, *, compiled: bool, recorded: bool = False) -> float:

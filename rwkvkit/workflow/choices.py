@@ -7,7 +7,7 @@ from rwkvkit.model.config import ModelConfig
 from rwkvkit.model.flops import train_flops
 from rwkvkit.ops.inputs import Choice, Impl
 from rwkvkit.train.adapt import check_tuning, rate_hint
-from rwkvkit.train.backend import Backend, choose_backend
+from rwkvkit.train.backend import Backend, choose_backend, reduce_bucket
 from rwkvkit.train.batch import Sampler
 from rwkvkit.train.compile import choose_compile
 from rwkvkit.train.config import TrainConfig
@@ -101,6 +101,7 @@ class Choices:
             zero=backend.zero,
             world=self.processes,
             offload=self.settings.offload,
+            bucket=reduce_bucket(backend),
         )
 
     def utilisation(self, placement: Placement) -> float | None:
