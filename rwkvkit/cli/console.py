@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import shutil
 import sys
 import time
@@ -12,6 +13,11 @@ import click
 
 _TERMINAL_SECONDS = 0.1
 _LOG_SECONDS = 5.0
+
+
+def command(*words: object) -> str:
+    """Return a command of rwkvkit as a shell takes it, whatever its paths hold."""
+    return shlex.join(["rwkvkit", *map(str, words)])
 
 
 class Console:

@@ -1,11 +1,10 @@
 """``rwkvkit export``: the weights of a run or checkpoint as a file that other programs load."""
 
 from pathlib import Path
-from shlex import quote
 
 import click
 
-from rwkvkit.cli.console import Console, size
+from rwkvkit.cli.console import Console, command, size
 from rwkvkit.cli.options import json_option
 from rwkvkit.errors import UsageError
 
@@ -42,5 +41,5 @@ def export(source: Path, out: Path, as_json: bool) -> None:
         console.note(line)
     write_checkpoint({name: each.to(torch.bfloat16) for name, each in weights.items()}, out)
     console.result(f"wrote {out}: {adapter or path} in bf16, {size(out.stat().st_size)}")
-    console.result(f'next: rwkvkit generate {quote(str(out))} --prompt "…"')
+    console.result(f'next: {command("generate", out)} --prompt "…"')
     console.finish({"path": str(out), "source": str(adapter or path), "tensors": len(weights)})

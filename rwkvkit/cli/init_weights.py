@@ -1,11 +1,10 @@
 """``rwkvkit init-weights``: create the initial weights of a recipe."""
 
-from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
 
-from rwkvkit.cli.console import Console, shape, table
+from rwkvkit.cli.console import Console, command, shape, table
 from rwkvkit.cli.options import recipe_options
 from rwkvkit.recipe.load import load_recipe
 
@@ -54,7 +53,7 @@ def init_weights(
         for line in table(["tensor", "shape", "rule", "mean", "std"], cells):
             console.result(line)
         console.result(f"wrote {weights.path}: {parameters:,} parameters")
-        console.result(f"next: rwkvkit train {quote(recipe_name)}")
+        console.result(f"next: {command('train', recipe_name)}")
     console.finish(facts)
 
 

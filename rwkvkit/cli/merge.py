@@ -1,11 +1,10 @@
 """``rwkvkit merge``: a base and the result of fine-tuning become one checkpoint."""
 
 from pathlib import Path
-from shlex import quote
 
 import click
 
-from rwkvkit.cli.console import Console, size
+from rwkvkit.cli.console import Console, command, size
 from rwkvkit.cli.options import json_option
 from rwkvkit.errors import UsageError
 
@@ -44,5 +43,5 @@ def merge(base: Path, adapter: Path, out: Path, any_base: bool, as_json: bool) -
     write_checkpoint(result, out)
     written = size(out.stat().st_size)
     console.result(f"wrote {out}, {written}: {changed} of {len(result)} tensors from {adapter}")
-    console.result(f'next: rwkvkit generate {quote(str(out))} --prompt "…"')
+    console.result(f'next: {command("generate", out)} --prompt "…"')
     console.finish({"path": str(out), "tensors": len(result), "changed": changed})

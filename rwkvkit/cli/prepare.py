@@ -2,12 +2,11 @@
 
 import os
 import time
-from shlex import quote
 from typing import Any
 
 import click
 
-from rwkvkit.cli.console import Console, duration, size
+from rwkvkit.cli.console import Console, command, duration, size
 from rwkvkit.cli.options import memory_option, recipe_options, workers_option
 from rwkvkit.data.build import MEMORY, Build
 from rwkvkit.data.card import has_card, write_card
@@ -83,9 +82,8 @@ def prepare(
     facts = run_prepare(
         build, console, workers, memory=memory, merge=merge, executor=_executor(executor)
     )
-    console.result(
-        f"next: rwkvkit inspect {quote(str(build.prefix))}, or rwkvkit train {quote(recipe_name)}"
-    )
+    inspect, train = command("inspect", build.prefix), command("train", recipe_name)
+    console.result(f"next: {inspect}, or {train}")
     console.finish(facts)
 
 
@@ -159,9 +157,8 @@ def _run_shard(
         console.note(f"prepare: shard {shard} of {build.prefix}")
         parts = build.run_shard(shard, workers=workers, progress=_progress(console))
     console.result(f"shard {shard}: {parts:,} part{'s' * (parts != 1)}")
-    console.result(
-        f"next: when all {shard.count} are done, rwkvkit prepare {quote(recipe_name)} --merge"
-    )
+    merge = command("prepare", recipe_name, "--merge")
+    console.result(f"next: when all {shard.count} are done, {merge}")
     console.finish(
         {
             "prefix": str(build.prefix),

@@ -1,11 +1,10 @@
 """``rwkvkit recipes``: the recipes that ship."""
 
 from pathlib import Path
-from shlex import quote
 
 import click
 
-from rwkvkit.cli.console import Console
+from rwkvkit.cli.console import Console, command
 from rwkvkit.cli.options import json_option
 from rwkvkit.errors import UsageError
 from rwkvkit.files import write_text
@@ -64,7 +63,7 @@ def copy_recipe(name: str, target: Path | None) -> None:
             "the file exists", where=str(target), hint="name another target, or move it away"
         )
     write_text(target, read_recipe(source))
-    click.echo(f"copied to {target}\nnext: edit it, then rwkvkit train {quote(str(target))}")
+    click.echo(f"copied to {target}\nnext: edit it, then {command('train', target)}")
 
 
 def _title(path: Path) -> str:

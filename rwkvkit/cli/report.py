@@ -1,11 +1,10 @@
 """``rwkvkit report`` and ``rwkvkit compare``: pages about runs."""
 
 from pathlib import Path
-from shlex import quote
 
 import click
 
-from rwkvkit.cli.console import Console, table
+from rwkvkit.cli.console import Console, command, table
 from rwkvkit.cli.options import json_option
 from rwkvkit.errors import UsageError
 
@@ -25,7 +24,7 @@ def report(run: Path, as_json: bool) -> None:
     console = Console(as_json=as_json)
     path = write_report(run)
     console.result(f"wrote {path}")
-    console.result(f"next: open it, or rwkvkit compare {quote(str(run))} ANOTHER")
+    console.result(f"next: open it, or {command('compare', run)} ANOTHER")
     console.finish({"report": str(path)})
 
 

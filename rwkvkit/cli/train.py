@@ -2,12 +2,11 @@
 
 import os
 from dataclasses import replace
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rwkvkit.cli.console import Console, duration
+from rwkvkit.cli.console import Console, command, duration
 from rwkvkit.cli.init_weights import draw
 from rwkvkit.cli.options import launch_options, recipe_options, workers_option
 from rwkvkit.cli.prepare import run_prepare
@@ -149,10 +148,6 @@ def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
         f"trained {end['step']:,} step{'s' * (end['step'] != 1)}, {end['tokens']:,} tokens{loss}"
     )
     console.result(f"weights {run.files.final}, loss curve {run.files.loss_curve}")
-    final = quote(str(run.files.final))
-    generate = f"rwkvkit generate {final}"
-    if run.needs_base:
-        generate = f"rwkvkit generate {quote(str(run.weights.path))} --adapter {final}"
     if "skipped_steps" in end:
         console.result(f"steps skipped, their gradient was not finite: {end['skipped_steps']:,}")
     if "end_early" in end:
@@ -161,7 +156,9 @@ def _finish(run: "Run", facts: dict[str, Any], console: Console) -> None:
         console.result(f"weights with the smallest val_loss {run.files.best}")
     if recipe.sample:
         facts["sample"] = _sample(recipe.sample, run, console)
-    console.result(f'next: {generate} --prompt "…"')
+    final = run.files.final
+    weights = (run.weights.path, "--adapter", final) if run.needs_base else (final,)
+    console.result(f'next: {command("generate", *weights)} --prompt "…"')
     console.finish(facts)
 
 

@@ -1,11 +1,10 @@
 """``rwkvkit verify``: check a dataset against its manifest."""
 
 from pathlib import Path
-from shlex import quote
 
 import click
 
-from rwkvkit.cli.console import Console
+from rwkvkit.cli.console import Console, command
 from rwkvkit.cli.options import json_option, vocab_option
 from rwkvkit.data.verify import verify_dataset
 
@@ -24,5 +23,5 @@ def verify(prefix: Path, vocab: Path | None, as_json: bool) -> None:
     for fact in verify_dataset(prefix, vocab):
         console.result(f"ok: {fact}")
         found.append(fact)
-    console.result(f"next: rwkvkit inspect {quote(str(prefix))}")
+    console.result(f"next: {command('inspect', prefix)}")
     console.finish({"prefix": str(prefix), "verified": found})

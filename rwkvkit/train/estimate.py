@@ -52,13 +52,13 @@ class Setup:
         carried: segments of ctx_len through which a loss goes back, the state carried from each to
             the next (order infctx); 0: samples are one pass.
         trained: parameters that train; None: all.
-        trains: names of what trains, or has an adapter beside it, those of a block without its
+        trained_names: of what trains, or has an adapter beside it, those of a block without its
             number; None: all.
         weight_bytes: of what the passes read, where some is quantized; None: all is of ``dtype``.
         zero: ZeRO stage.
         world: processes, one a device.
         offload: what of the state lies in the machine's memory.
-        bucket: elements of the buffers through which DeepSpeed reduces gradients.
+        bucket: elements of the buffers through which DeepSpeed reduces gradients, if it does.
     """
 
     model: ModelConfig
@@ -72,12 +72,12 @@ class Setup:
     accumulate: int = 1
     carried: int = 0
     trained: int | None = None
-    trains: frozenset[str] | None = None
+    trained_names: frozenset[str] | None = None
     weight_bytes: float | None = None
     zero: int = 0
     world: int = 1
     offload: Offload = "none"
-    bucket: float = 5e8
+    bucket: float = 0
 
     @property
     def tokens(self) -> int:
@@ -105,7 +105,7 @@ class Setup:
             self.micro_bsz,
             self.ctx_len,
             fused=self.fused,
-            trains=self.trains,
+            trained_names=self.trained_names,
         )
 
 
@@ -213,7 +213,7 @@ def _activations(setup: Setup) -> float:
         setup.dtype,
         on_gpu=setup.on_gpu,
         fused=setup.fused_loss,
-        trained=setup.trains is None or "head.weight" in setup.trains,
+        trained=setup.trained_names is None or "head.weight" in setup.trained_names,
     )
     workspace = block.workspace + (_bucket(setup) if setup.zero == 2 else 0)
     if not setup.grad_cp:

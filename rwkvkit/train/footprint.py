@@ -55,7 +55,7 @@ def block_footprint(
     tokens: int,
     *,
     fused: bool = False,
-    trains: frozenset[str] | None = None,
+    trained_names: frozenset[str] | None = None,
 ) -> Footprint:
     """Return the footprint of one block (not the first) for a batch of [B, T].
 
@@ -69,12 +69,12 @@ def block_footprint(
         batch: B.
         tokens: T.
         fused: whether the elementwise work is that of hand-written kernels.
-        trains: names of the block's weights that get a gradient; None: all.
+        trained_names: names of the block's weights that get a gradient; None: all.
     """
     short, long = (8, 16) if impl == "naive" else (64, 128)
     few, many = _MANY, 2 * _MANY
     sizes = [(b, t) for b in (few, many) for t in (short, long)]
-    measured = [_measure(model, dtype, impl, fused, trains, b, t) for b, t in sizes]
+    measured = [_measure(model, dtype, impl, fused, trained_names, b, t) for b, t in sizes]
 
     def at(name: str) -> float:
         few_short, few_long, many_short, many_long = (getattr(m, name) for m in measured)
@@ -94,7 +94,7 @@ def _measure(
     dtype: torch.dtype,
     impl: Impl,
     fused: bool,
-    trains: frozenset[str] | None,
+    trained_names: frozenset[str] | None,
     batch: int,
     tokens: int,
 ) -> Footprint:
@@ -106,7 +106,7 @@ def _measure(
         device = "meta" if impl == "cuda" else "cpu"  # on a CPU that operator refuses to run
         weights = {n: _empty(p.shape, dtype, device) for n, p in block.named_parameters()}
         for name, weight in weights.items():
-            weight.requires_grad_(trains is None or name in trains)
+            weight.requires_grad_(trained_names is None or name in trained_names)
         x, v_first = (_empty((batch, tokens, model.n_embd), dtype, device) for _ in range(2))
         given = (x, v_first if model.arch == "x070" else None, None, None)
         gradient = torch.empty_like(x)

@@ -54,7 +54,7 @@ def setup_of(
         accumulate=settings.accumulate_grad_batches,
         carried=_carried(settings.sampling),
         trained=trained_parameters(settings.tuning, model),
-        trains=trained_names(settings.tuning, model),
+        trained_names=trained_names(settings.tuning, model),
         weight_bytes=weight_bytes(settings.tuning, model, placement.dtype),
     )
 

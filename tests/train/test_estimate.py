@@ -83,7 +83,7 @@ def test_the_most_a_pass_holds_where_weights_are_frozen(
         whole.loss(idx, idx).backward()
     estimated = estimate_memory(setup).activations
     assert estimated == pytest.approx(measured.peak, rel=0.08)
-    assert estimated < 0.96 * estimate_memory(replace(setup, trains=None)).activations
+    assert estimated < 0.96 * estimate_memory(replace(setup, trained_names=None)).activations
 
 
 @pytest.mark.parametrize(("segments", "truncate"), [(4, 1), (8, 2), (8, 4)])
@@ -185,7 +185,7 @@ def test_the_passes_that_compiling_is_weighed_by_are_the_footprints(fused: bool)
 
 
 def test_zero_and_offload_share_and_move_the_state() -> None:
-    setup = setup_of("x070", (2, 256, 1, 32), dtype=torch.bfloat16, world=8, bucket=1e4)
+    setup = setup_of("x070", (2, 256, 1, 32), dtype=torch.bfloat16, world=8)
     plain = estimate_memory(setup)
     first, second, third, away = (
         estimate_memory(replace(setup, **more))
@@ -208,8 +208,8 @@ def test_zero_and_offload_share_and_move_the_state() -> None:
 )
 def test_what_a_step_under_deepspeed_holds(zero: int, grad_cp: bool, seen: float) -> None:
     model = ModelConfig(arch="x070", n_layer=12, n_embd=768)
-    setup = Setup(model, 16, 512, torch.bfloat16, grad_cp, "cuda", fused=True, zero=zero)
-    memory = estimate_memory(setup)
+    setup = Setup(model, 16, 512, torch.bfloat16, grad_cp, "cuda", fused=True)
+    memory = estimate_memory(replace(setup, zero=zero, bucket=5e8))
     assert (memory.total - memory.reserve) / 1e9 == pytest.approx(seen, rel=0.03)
 
 
@@ -233,9 +233,7 @@ def test_what_would_fit_fits() -> None:
         assert estimate_memory(changed).total <= limit
         assert changed.samples == setup.samples
     assert would_fit(setup, 1000) == []
-    [(text, _), *_] = would_fit(
-        replace(setup, world=8, bucket=1e4, dtype=torch.bfloat16), limit / 20
-    )
+    [(text, _), *_] = would_fit(replace(setup, world=8, dtype=torch.bfloat16), limit / 20)
     assert "train.zero" in text
 
 

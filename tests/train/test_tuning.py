@@ -8,17 +8,25 @@ import numpy as np
 import peft
 import pytest
 import torch
-from pydantic import ValidationError
-from torch import Tensor
+from tuning_cases import (
+    ADAPTERS,
+    ARCHS,
+    BASE,
+    base_values,
+    base_weights,
+    engine_of,
+    logits,
+    shape,
+    tokens,
+    train,
+    tuning,
+)
 
 from rwkvkit import load_model
-from rwkvkit.errors import RecipeError
 from rwkvkit.model.adapter import merged
 from rwkvkit.model.checkpoint import build_model
-from rwkvkit.model.config import ModelConfig
-from rwkvkit.model.init import init_weights, weight_shapes
 from rwkvkit.model.rwkv import GradCp
-from rwkvkit.train.adapt import apply_tuning, check_tuning, rate_hint, trained_parameters
+from rwkvkit.train.adapt import apply_tuning, check_tuning, trained_parameters
 from rwkvkit.train.batch import Batch
 from rwkvkit.train.config import TrainConfig
 from rwkvkit.train.engine import TorchEngine
@@ -26,67 +34,8 @@ from rwkvkit.train.optimizer import optimizer_groups
 from rwkvkit.train.portion import AdapterPortion
 from rwkvkit.train.tuning import TuningConfig
 
-ARCHS = ("x052", "x060", "x070")
-ADAPTERS = ("lora", "dora", "pissa", "miss")
 GOLDEN = Path(__file__).parents[1] / "golden/models"
 IN_PEFT = {"adapter_config.json", "adapter_model.safetensors"}
-BASE = {"path": "base.pth", "sha256": "0"}
-
-
-def shape(arch: str, **more: Any) -> ModelConfig:
-    return ModelConfig(arch=arch, n_layer=2, n_embd=32, head_size=16, vocab_size=40, **more)
-
-
-def base_weights(arch: str) -> dict[str, Tensor]:
-    """Initial weights with noise: no matrix is zero."""
-    generator = torch.Generator().manual_seed(1)
-    return {
-        name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
-        for name, tensor in init_weights(shape(arch), 1).items()
-    }
-
-
-def tuning(method: str = "full", **more: Any) -> TuningConfig:
-    rank = {"rank": 4} if method in ADAPTERS else {}
-    return TuningConfig(**{"method": method, **rank, **more})
-
-
-def engine_of(
-    arch: str,
-    chosen: TuningConfig,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    grad_cp: GradCp = False,
-) -> TorchEngine:
-    torch.manual_seed(seed)
-    config = shape(arch, time_state=chosen.method == "state")
-    model = build_model(config, base_weights(arch), grad_cp=grad_cp)
-    portion = apply_tuning(model, chosen, BASE, dtype=dtype)
-    settings = TrainConfig(micro_bsz=2, lr_init=1e-2, lr_final=1e-2, tuning=chosen)
-    return TorchEngine(model.train(), settings, dtype, portion)
-
-
-def tokens(seed: int, batch: int = 4) -> tuple[Tensor, Tensor]:
-    ids = torch.randint(40, (batch, 19), generator=torch.Generator().manual_seed(seed))
-    return ids[:, :-1], ids[:, 1:]
-
-
-def train(engine: TorchEngine, *seeds: int) -> list[float]:
-    return [engine.step(Batch(*tokens(seed)), lr=1e-2, weight_decay=0.01).loss for seed in seeds]
-
-
-def logits(engine: TorchEngine) -> Tensor:
-    with torch.no_grad():
-        return engine.model(tokens(9)[0])
-
-
-def base_values(engine: TorchEngine) -> dict[str, Tensor]:
-    """The base's own parameters, under the names of a checkpoint."""
-    return {
-        name.replace(".base_layer.", "."): tensor.clone()
-        for name, tensor in engine.model.state_dict().items()
-        if ".lora_" not in name and ".miss_" not in name
-    }
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -333,70 +282,6 @@ def test_learning_rates_by_pattern() -> None:
     assert step["blocks.1.att.w0"] == pytest.approx(2 * step["ln_out.weight"], rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("chosen", "where", "near"),
-    [
-        (tuning(freeze=["blocks.7"]), "freeze", "blocks."),
-        (tuning(train=["att.keys"]), "train", "att.key"),
-        (tuning(lr_scale={"embed": 0.1}), "lr_scale", "emb"),
-        (tuning("lora", lr_scale={"*.miss_block": 2.0}), "lr_scale", "near it"),
-        (tuning("lora", targets=["att.kye"]), "targets", "att.key"),
-        (tuning("lora", targets=["emb"]), "targets", "att."),  # no matrix of a block
-    ],
-)
-def test_patterns_that_match_nothing(chosen: TuningConfig, where: str, near: str) -> None:
-    with pytest.raises(RecipeError, match="matches nothing") as caught:
-        check_tuning(chosen, shape("x070"))
-    assert caught.value.where == f"train.tuning.{where}"
-    assert near in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("chosen", "where"),
-    [
-        (tuning("lora", train=["att.w0"], freeze=["emb"]), "freeze"),
-        (tuning(train=["att"], freeze=["emb"]), "freeze"),
-        (tuning("lora", lr_scale={"emb": 0.1}), "lr_scale"),
-        (tuning(freeze=["emb"], lr_scale={"emb": 0.1}), "lr_scale"),
-    ],
-)
-def test_patterns_of_what_does_not_train(chosen: TuningConfig, where: str) -> None:
-    with pytest.raises(RecipeError, match="'emb' names parameters that do not train") as caught:
-        check_tuning(chosen, shape("x070"))
-    assert caught.value.where == f"train.tuning.{where}"
-    assert caught.value.hint == "remove it"
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"rank": 8}, "only an adapter has that"),
-        ({"method": "state", "train": ["emb"]}, "trains the states alone"),
-        ({"method": "miss", "alpha": 4}, "miss has no alpha"),
-        ({"method": "pissa", "quantize": "int8"}, "it needs quantize: none"),
-        ({"quantize": "nf4"}, "only an adapter has that"),
-        ({"lr_scale": {"emb": 0.0}}, "above 0"),
-        ({"method": "lora", "freeze": ["emb"]}, "nothing of the base trains"),
-    ],
-)
-def test_settings_that_contradict_each_other(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        TuningConfig(**given)
-
-
-def test_ranks_and_matrices_that_cannot_be() -> None:
-    with pytest.raises(RecipeError, match="no low rank"):
-        engine_of("x070", TuningConfig(method="lora", rank=33))
-    model = build_model(shape("x070"), init_weights(shape("x070"), 0))
-    with pytest.raises(RecipeError, match="a row of zeros"):  # output starts as zeros
-        apply_tuning(model, tuning("dora"), BASE)
-    with pytest.raises(RecipeError, match="train itself and through its adapter"):
-        check_tuning(tuning("lora", train=["att.key"]), shape("x070"))
-    with pytest.raises(RecipeError, match="nothing is left to train") as caught:
-        check_tuning(tuning(freeze=["*"]), shape("x070"))
-    assert "freeze less" in caught.value.hint
-
-
 def test_an_adapter_starts_the_same_in_every_process() -> None:
     """Whatever their random states, of which nothing is used up."""
     made = []
@@ -408,21 +293,3 @@ def test_an_adapter_starts_the_same_in_every_process() -> None:
         assert torch.equal(torch.get_rng_state(), before)
         made.append(model.state_dict())
     assert all(torch.equal(tensor, made[1][name]) for name, tensor in made[0].items())
-
-
-def test_what_is_said_about_it() -> None:
-    config = shape("x070", time_state=True)
-    assert check_tuning(tuning(), config) == []
-    total = sum(torch.Size(s).numel() for s in weight_shapes(config).values())
-    assert check_tuning(tuning("state"), config) == [f"state: 1,024 of {total:,} parameters train"]
-    assert check_tuning(tuning("lora", train=["ln_out"]), config) == [
-        "lora: rank 4 alpha 8 at 12 matrices: 4,672 parameters train, 64 of them the base's"
-    ]
-    for method, lr, said in [
-        ("state", 1, 0),
-        ("state", 1e-5, 1),
-        ("lora", 1e-4, 0),
-        ("full", 1, 1),
-    ]:
-        settings = TrainConfig(micro_bsz=1, lr_init=lr, lr_final=lr, tuning=tuning(method))
-        assert len(rate_hint(settings)) == said
